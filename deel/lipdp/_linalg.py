@@ -1,0 +1,290 @@
+"""Norms certified from above, orthogonalisation, projections: pure functions on tensors.
+
+Certificates are computed in double precision, whatever the precision of the weights: their rounding is then far below
+the slack that each of them states, also for the worst matrix of its size. Orthogonalisation only moves weights to a
+better place inside their set, so single precision is enough there.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+from keras import ops
+
+__all__ = [
+    "ConvGeometry",
+    "conv_norm_bound",
+    "finite_or_zero",
+    "matrix_norm_bound",
+    "orthogonalize",
+    "project_on_ball",
+    "unit_scale",
+    "window_count",
+]
+
+_EPS64 = float(np.finfo("float64").eps)
+
+# Squarings of the Gram matrix in a certificate. Each halves the logarithm of the worst overestimate, which for a side of
+# n is n^(1 / 2^(squarings + 2)) far from an isometry and shrinks to nothing near one.
+_SQUARINGS = 4
+
+
+def _frobenius_sum(real, imag):
+    """Squared Frobenius norm of each matrix of a batch, as (..., 1, 1)."""
+    total = ops.sum(real * real, axis=(-2, -1), keepdims=True)
+    if imag is not None:
+        total = total + ops.sum(imag * imag, axis=(-2, -1), keepdims=True)
+    return total
+
+
+def _hermitian_norm_bound(real, imag, squarings):
+    """Upper bound `||H^(2^t)||_F^(1 / 2^t)` on the norm of Hermitian `H = real + i imag`, as (..., 1, 1).
+
+    Rescaled to unit Frobenius norm at each squaring: unscaled powers underflow to zero, a false bound.
+    """
+    bound, exponent = 1.0, 1.0
+    for step in range(squarings + 1):
+        norm = ops.sqrt(_frobenius_sum(real, imag))
+        bound = bound * norm**exponent
+        if step == squarings:
+            return bound
+        scale = 1.0 / ops.where(norm > 0, norm, 1.0)
+        real = real * scale
+        if imag is None:
+            real = ops.matmul(real, real)
+        else:
+            # real is symmetric and imag antisymmetric, so imag real = -(real imag)^T.
+            imag = imag * scale
+            cross = ops.matmul(real, imag)
+            real = ops.matmul(real, real) - ops.matmul(imag, imag)
+            imag = cross - ops.swapaxes(cross, -2, -1)
+        exponent = exponent / 2
+
+
+def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS):
+    """Certified upper bound on the largest spectral norm in a batch of matrices.
+
+    With G the Gram matrix of the smaller side (n x n) and `s = trace(G) / n`, the bound on `||G||` is the smaller of
+    `||G^(2^t)||_F^(1/2^t)` (Gram iteration) and `s + ||(G - s I)^(2^t)||_F^(1/2^t)`, which is tight near a multiple of an
+    isometry. Both are positively homogeneous, so dividing a matrix by its bound leaves one with bound 1. Valid because the
+    spectral norm of a Hermitian matrix to the power p is that of its p-th power, and is at most the Frobenius norm.
+
+    Args:
+        real: tensor (..., m, n), real part.
+        imag: tensor of the same shape or None, imaginary part.
+        squarings: int, t above.
+
+    Returns:
+        Scalar float64 tensor. Slack for rounding: `1 + 8 m n (t + 2) eps` in double precision.
+
+    References:
+        Delattre, Barthélemy, Araujo, Allauzen: Efficient bound of Lipschitz constant for convolutional layers by Gram
+        iteration. ICML 2023.
+    """
+    real = ops.cast(real, "float64")
+    imag = None if imag is None else ops.cast(imag, "float64")
+    rows, columns = real.shape[-2], real.shape[-1]
+    if rows < columns:
+        real = ops.swapaxes(real, -2, -1)
+        imag = None if imag is None else ops.swapaxes(imag, -2, -1)
+    side = min(rows, columns)
+    transposed = ops.swapaxes(real, -2, -1)
+    gram_real, gram_imag = ops.matmul(transposed, real), None
+    if imag is not None:
+        gram_real = gram_real + ops.matmul(ops.swapaxes(imag, -2, -1), imag)
+        cross = ops.matmul(transposed, imag)
+        gram_imag = cross - ops.swapaxes(cross, -2, -1)
+    identity = ops.eye(side, dtype="float64")
+    mean = ops.sum(gram_real * identity, axis=(-2, -1), keepdims=True) / side
+    plain = _hermitian_norm_bound(gram_real, gram_imag, squarings)
+    shifted = mean + _hermitian_norm_bound(gram_real - mean * identity, gram_imag, squarings)
+    slack = 1.0 + 8.0 * rows * columns * (squarings + 2) * _EPS64
+    return ops.sqrt(ops.max(ops.minimum(plain, shifted))) * slack
+
+
+def orthogonalize(matrix, steps):
+    """Moves the singular values of a matrix towards 1 by Newton-Schulz steps.
+
+    Each step maps a singular value s in (0, 1] to `s (3 - s^2) / 2`. The steps act on the Gram matrix of the smaller
+    side; the matrix itself is multiplied once, at the end. What comes out is **not** certified to have norm 1.
+
+    Args:
+        matrix: tensor (m, n).
+        steps: int >= 0.
+
+    Returns:
+        Tensor (m, n), of the same dtype.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        return ops.transpose(orthogonalize(ops.transpose(matrix), steps))
+    side = matrix.shape[1]
+    identity = ops.eye(side, dtype=matrix.dtype)
+    gram = ops.matmul(ops.transpose(matrix), matrix)
+    # Norm 1 at most before the first step: beyond sqrt(3) the iteration diverges.
+    mean = ops.sum(gram * identity) / side
+    scale = mean + _hermitian_norm_bound(gram - mean * identity, None, 2)
+    scale = ops.where(scale > 0, scale, ops.ones_like(scale))
+    gram = gram / scale
+    product = identity / ops.sqrt(scale)
+    for _ in range(steps):
+        factor = 1.5 * identity - 0.5 * gram
+        product = ops.matmul(product, factor)
+        gram = ops.matmul(ops.matmul(factor, gram), factor)
+    return ops.matmul(matrix, product)
+
+
+def window_count(size, kernel_size, stride=1, padding="valid", dilation=1):
+    """Largest number of windows that one entry is in, along one axis.
+
+    Counted, not bounded by `ceil(kernel_size / stride)`, so small images get their true number.
+
+    Args:
+        size: int, length of the axis.
+        kernel_size, stride, dilation: int.
+        padding: `"valid"` or `"same"` (zeros, as Keras places them).
+
+    Returns:
+        int, at least 1 where any window exists.
+    """
+    extent = (kernel_size - 1) * dilation + 1
+    if padding == "same":
+        num_windows = -(-size // stride)
+        before = max((num_windows - 1) * stride + extent - size, 0) // 2
+    else:
+        num_windows = (size - extent) // stride + 1
+        before = 0
+    starts = np.arange(num_windows) * stride - before
+    positions = (starts[:, None] + np.arange(kernel_size)[None, :] * dilation).ravel()
+    inside = positions[(positions >= 0) & (positions < size)]
+    return int(np.bincount(inside, minlength=1).max()) if inside.size else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvGeometry:
+    """Where a convolution with zero padding is applied: what its operator norm depends on beside the kernel.
+
+    Args:
+        image_size, kernel_size, strides, dilations: tuples of int, one per spatial axis.
+        padding: `"valid"` or `"same"`.
+    """
+
+    image_size: tuple
+    kernel_size: tuple
+    strides: tuple
+    dilations: tuple
+    padding: str
+
+    @functools.cached_property
+    def window_count(self):
+        """int, the largest number of windows that one pixel is in."""
+        axes = zip(self.image_size, self.kernel_size, self.strides, self.dilations, strict=True)
+        return math.prod(window_count(n, k, s, self.padding, d) for n, k, s, d in axes)
+
+    @functools.cached_property
+    def frequencies(self):
+        """(cosines, sines, factor): the kernel's transform as two matrices, and what to multiply the largest norm by.
+
+        The zero-padded operator is a block of the circular one of side `N >= n + d (k - 1)`, N a multiple of the stride.
+        At each of the (N / s)^2 coarse frequencies the s^2 fine ones that alias to it are stacked. Conjugate frequencies
+        have equal norms, so half of the last axis is enough. Above `_LARGEST_GRID` a coarser grid serves, at the price of
+        a factor `(1 - d (k - 1) / N)^(-1/2)` for each axis: a trigonometric polynomial is bounded by its samples.
+        """
+        phases, factor = [], 1.0
+        for axis, (n, k, s, d) in enumerate(
+            zip(self.image_size, self.kernel_size, self.strides, self.dilations, strict=True)
+        ):
+            side = n + d * (k - 1)
+            if side > _LARGEST_GRID:
+                side = max(_LARGEST_GRID, 8 * d * (k - 1))
+            side = -(-side // s) * s
+            if side < n + d * (k - 1):
+                factor *= (1.0 - d * (k - 1) / side) ** -0.5
+            factor /= math.sqrt(s)
+            coarse = side // s
+            last = axis == len(self.image_size) - 1
+            kept = np.arange(coarse // 2 + 1 if last else coarse)
+            fine = kept[:, None] + coarse * np.arange(s)[None, :]
+            phases.append(2 * np.pi / side * fine[:, :, None] * (d * np.arange(k)))
+        total = phases[0]
+        for phase in phases[1:]:
+            total = total[:, None, :, None, :, None] + phase[None, :, None, :, None, :]
+            shape = total.shape
+            total = total.reshape(shape[0] * shape[1], shape[2] * shape[3], shape[4] * shape[5])
+        return np.cos(total), np.sin(total), factor
+
+
+_LARGEST_GRID = 64
+
+
+def conv_norm_bound(kernel, geometry):
+    """Certified upper bound on the operator norm of a convolution.
+
+    The smaller of the frequency bound (see `ConvGeometry.frequencies`) and the reshaped-kernel bound
+    `sqrt(m) ||reshape(K)||`, m the window count, which is exact where windows do not overlap.
+
+    Args:
+        kernel: tensor (*kernel_size, cin, cout).
+        geometry: `ConvGeometry`.
+
+    Returns:
+        Scalar float64 tensor.
+    """
+    kernel = ops.cast(kernel, "float64")
+    cin, cout = kernel.shape[-2], kernel.shape[-1]
+    taps = math.prod(geometry.kernel_size)
+    reshaped = matrix_norm_bound(ops.reshape(kernel, (taps * cin, cout)))
+    reshaped = reshaped * math.sqrt(geometry.window_count)
+    if all(k <= s for k, s in zip(geometry.kernel_size, geometry.strides, strict=True)):
+        return reshaped
+    cosines, sines, factor = geometry.frequencies
+    coarse, aliases, _ = cosines.shape
+    flat = ops.reshape(kernel, (taps, cin * cout))
+
+    def transform(waves):
+        waves = ops.convert_to_tensor(waves.reshape(coarse * aliases, taps), dtype="float64")
+        return ops.reshape(ops.matmul(waves, flat), (coarse, aliases * cin, cout))
+
+    # The transform is computed to within taps * eps of the kernel's norm, far inside the slack of the certificate.
+    return ops.minimum(reshaped, factor * matrix_norm_bound(transform(cosines), transform(sines)))
+
+
+def finite_or_zero(x):
+    """NaN and infinities become 0, the rest stays."""
+    return ops.where(ops.isfinite(x), x, ops.zeros_like(x))
+
+
+def unit_scale(x):
+    """Splits each example into a vector with largest entry 1, its norm, and the scale taken out.
+
+    No square overflows or vanishes whatever the scale, and every gradient is finite, at zero too. The scale is a
+    constant for differentiation: users are homogeneous in x, so its derivative cancels.
+
+    Args:
+        x: tensor (batch, ...), finite.
+
+    Returns:
+        `(unit, norm, scale)` with `x = unit * scale`; norm and scale are (batch, 1, ...) and norm >= 1. A zero example
+        has unit 0, norm 1 and scale 0.
+    """
+    axes = tuple(range(1, len(x.shape)))
+    scale = ops.stop_gradient(ops.max(ops.abs(x), axis=axes, keepdims=True))
+    nonzero = scale > 0
+    unit = x / ops.where(nonzero, scale, ops.ones_like(scale))
+    squares = ops.sum(unit * unit, axis=axes, keepdims=True)
+    return unit, ops.sqrt(ops.where(nonzero, squares, ops.ones_like(squares))), scale
+
+
+def project_on_ball(x, radius):
+    """Projects each example of a batch on the Euclidean ball: identity inside, bit for bit.
+
+    Args:
+        x: tensor (batch, ...), finite.
+        radius: positive float or scalar tensor.
+
+    Returns:
+        Tensor of the same shape, each example of norm at most `radius`.
+    """
+    unit, norm, scale = unit_scale(x)
+    limit = radius / norm
+    return ops.where(scale <= limit, x, unit * limit)

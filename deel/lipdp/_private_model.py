@@ -1,0 +1,391 @@
+"""The mixin that makes a Keras model's training private: one step, one ledger, one noise source."""
+
+import dataclasses
+import logging
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from deel.lipdp import _checks
+from deel.lipdp._training.tensorflow import (
+    CertifiedWeights,
+    NoiseSource,
+    StepPlan,
+    per_example_gradient_norms,
+    private_step,
+)
+from deel.lipdp.accounting import GaussianStep, UndeclaredSampling
+from deel.lipdp.bounds import (
+    check_model,
+    compute_gradient_bounds,
+    output_gradient_bound,
+    variable_key,
+)
+from deel.lipdp.ledger import Ledger
+from deel.lipdp.noise import get_noise_multiplier_coefs, joint_noise_multiplier, noise_stddevs
+from deel.lipdp.parameters import DatasetMetadata, DPParameters
+from deel.lipdp.sampling import sampling_of
+
+__all__ = ["PrivateModel"]
+
+_logger = logging.getLogger(__name__)
+
+_NO_LIMIT = np.iinfo("int64").max
+
+
+def _refuse(who, expected, received, remedy, error=ValueError):
+    raise error(_checks.message(who, expected, received, remedy))
+
+
+class PrivateModel:
+    """Mixin listed before the Keras class; subclasses define `layers_forward_order()`."""
+
+    def _start(self, dp_parameters, dataset_metadata, debug):
+        for name, value, cls in (
+            ("dp_parameters", dp_parameters, DPParameters),
+            ("dataset_metadata", dataset_metadata, DatasetMetadata),
+        ):
+            if not isinstance(value, cls):
+                _refuse(self._who(), f"{name} to be {cls.__name__}", f"{value!r}", "", TypeError)
+        self.dp_parameters = dp_parameters
+        self.dataset_metadata = dataset_metadata
+        self.debug = bool(debug)
+        self.ledger = Ledger()
+        self._noise_source = NoiseSource(dp_parameters.noise_seed)
+        self._step_limit = tf.Variable(_NO_LIMIT, dtype=tf.int64, trainable=False)
+        self._certified = None
+        self._plan = None
+        self._sampler = None
+        self._loss_weight = 1.0
+        self.loss_function = None
+
+    def _who(self):
+        return f"{type(self).__name__} '{self.name}'"
+
+    def layers_backward_order(self):
+        """list of layers, from output to input."""
+        return self.layers_forward_order()[::-1]
+
+    # -- compile ---------------------------------------------------------------------------------------------------
+
+    def compile(self, optimizer="rmsprop", loss=None, *, loss_weights=None, jit_compile=False, **kwargs):
+        """As `keras.Model.compile`, for one loss with a known bound.
+
+        Args:
+            optimizer, metrics, run_eagerly, steps_per_execution, ...: as in Keras.
+            loss: a loss of `deel.lipdp.losses`, or any Keras loss if the model ends with `DP_ClipGradient`.
+            loss_weights: None or one number in [0, 1].
+            jit_compile: bool. False by default: without XLA a step is faster, and batches of varying size do not
+                recompile it.
+
+        Raises:
+            TypeError: for a layer without bounds.
+            ValueError: for a loss without a known bound, or for `debug=True` without `run_eagerly=True`.
+        """
+        if loss is None or isinstance(loss, (list, tuple, dict)):
+            _refuse(
+                self._who(), "one loss", f"loss={loss!r}", "Pass a loss of deel.lipdp.losses to compile."
+            )
+        if self.debug and not kwargs.get("run_eagerly"):
+            _refuse(
+                self._who(),
+                "run_eagerly=True together with debug=True",
+                f"run_eagerly={kwargs.get('run_eagerly')}",
+                "The norms of a step are only known eagerly: compile(..., run_eagerly=True).",
+            )
+        weights = [1.0] if loss_weights is None else keras.tree.flatten(loss_weights)
+        if len(weights) != 1 or not 0.0 <= weights[0] <= 1.0:
+            _refuse(
+                self._who(),
+                "loss_weights to be one number in [0, 1]",
+                f"loss_weights={loss_weights!r}",
+                "A larger weight would be undone by the gradient bound: raise the learning rate instead.",
+            )
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            jit_compile=jit_compile,
+            **kwargs,
+        )
+        self._loss_weight = float(weights[0])
+        self.loss_function = keras.losses.get(loss)
+        self._plan = None
+        if self.layers_forward_order():
+            check_model(self)
+            output_gradient_bound(self)
+
+    def compile_from_config(self, config):
+        """Compiles with what `get_compile_config` returned; called by `keras.models.load_model`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    # -- train -----------------------------------------------------------------------------------------------------
+
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, *, class_weight=None, **kwargs):
+        """As `keras.Model.fit`, with differential privacy.
+
+        The loss and the metrics it logs are computed on private data and are **not** covered by epsilon.
+
+        Args:
+            x: a data set of `poisson_batches` (priced with amplification by sampling), or anything Keras accepts: its
+                batches are then undeclared, and each step is priced as one full release.
+            batch_size: only for arrays; must be that of the metadata, which is the default.
+            class_weight: dict of public constants in [0, 1].
+            y, epochs, **kwargs: as in Keras.
+
+        Returns:
+            A `keras.callbacks.History`.
+
+        Raises:
+            ValueError: for data that contradict the metadata, or class weights above 1.
+        """
+        if class_weight is not None and not all(0.0 <= w <= 1.0 for w in class_weight.values()):
+            _refuse(
+                self._who(),
+                "class weights in [0, 1]",
+                f"class_weight={class_weight}",
+                "Larger ones would be undone by the gradient bound: divide all by the largest.",
+            )
+        self._sampler = self._check_data(x)
+        is_arrays = y is not None
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it ignores shuffle=True
+        if batch_size is not None and batch_size != self.dataset_metadata.batch_size:
+            self._refuse_batch_size(batch_size)
+        if is_arrays:
+            batch_size = self.dataset_metadata.batch_size
+        try:
+            history = super().fit(
+                x, y, batch_size=batch_size, epochs=epochs, class_weight=class_weight, **kwargs
+            )
+        finally:
+            self._sampler = None
+        self.restore_constraints()  # optimizers may average weights when training ends
+        return history
+
+    def _refuse_batch_size(self, batch_size):
+        _refuse(
+            self._who(),
+            f"batches of {self.dataset_metadata.batch_size} examples, as the metadata say",
+            f"batch_size={batch_size}",
+            "Make both the same: gradients and noise are divided by the batch size of the metadata.",
+        )
+
+    def _check_data(self, x):
+        """The `SamplerInfo` of the data, None for batches of unknown origin."""
+        metadata, sampler = self.dataset_metadata, sampling_of(x)
+        if sampler is not None:
+            declared = (metadata.nb_samples_train, metadata.batch_size)
+            if (sampler.num_examples, sampler.batch_size) != declared:
+                _refuse(
+                    self._who(),
+                    f"a sampler of {declared[0]} examples and batch size {declared[1]}, as the metadata say",
+                    f"{sampler.num_examples} examples and batch size {sampler.batch_size}",
+                    "Make both the same: noise and sampling probability follow from them.",
+                )
+            return sampler
+        if metadata.sampling == "poisson":
+            _refuse(
+                self._who(),
+                "batches of a Poisson sampler, as the metadata say",
+                f"{type(x).__name__} of unknown sampling",
+                "Pass the data set of poisson_batches itself (map_fn= transforms it), or leave sampling undeclared.",
+            )
+        if isinstance(x, tf.data.Dataset):
+            first = keras.tree.flatten(next(iter(x.take(1)), ()))
+            found = int(first[0].shape[0]) if first and first[0].shape.rank else None
+            if found not in (None, min(metadata.batch_size, metadata.nb_samples_train)):
+                self._refuse_batch_size(found)
+        _logger.warning(
+            "%s: the sampling of the batches is not declared, so each step is priced as one full release (zero_out "
+            "relation, no amplification). Use poisson_batches for a far smaller epsilon.",
+            self._who(),
+        )
+        return None
+
+    def make_train_function(self, force=False):
+        """As in Keras; also fixes what the steps to come release. A change of that makes a new graph."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            _refuse(
+                self._who(), "one replica", "a distribution strategy of several", "Train on one device."
+            )
+        self.restore_constraints()
+        plan = self._make_plan()
+        force = force or plan != self._plan
+        self._plan = plan
+        super().make_train_function(force=force)
+
+    def _make_plan(self):
+        if not self.built or self.loss_function is None:
+            _refuse(
+                self._who(),
+                "a built and compiled model",
+                f"built={self.built}, loss={self.loss_function!r}",
+                "State input_shape on DP_BoundedInput and call compile first.",
+            )
+        bounds = compute_gradient_bounds(self)
+        coefs = get_noise_multiplier_coefs(self, bounds)
+        stddevs = noise_stddevs(self, bounds, coefs)
+        sampling = self._sampler.sampling if self._sampler else UndeclaredSampling()
+        keys = self._keys()
+        plan = StepPlan(
+            event=GaussianStep(sampling, joint_noise_multiplier(self, bounds)),
+            output_gradient_bound=output_gradient_bound(self),
+            gradient_bounds=tuple(bounds[key] for key in keys),
+            noise_stddevs=tuple(stddevs[key] for key in keys),
+            batch_size=self.dataset_metadata.batch_size,
+            loss_weight=self._loss_weight,
+            largest_batch=None if self._sampler else self.dataset_metadata.batch_size,
+        )
+        self.ledger.counter(plan.event)
+        return plan
+
+    @property
+    def event_in_force(self):
+        """The event the next training step is counted under; None before training."""
+        return self._plan.event if self._plan else None
+
+    def set_step_limit(self, steps=None):
+        """Lets training take `steps` more steps of the event in force and no more, tested in the graph. None: no limit."""
+        if steps is None:
+            self._step_limit.assign(_NO_LIMIT)
+        else:
+            self._step_limit.assign(int(self.ledger.counter(self.event_in_force).numpy()) + steps)
+
+    def reached_step_limit(self):
+        """Whether the next step would be skipped."""
+        return int(self.ledger.counter(self.event_in_force).numpy()) >= int(self._step_limit)
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+
+        def step():
+            private_step(self, self._plan, self._certified, x, y, sample_weight)
+            return 0
+
+        within = self.ledger.counter(self._plan.event).value < self._step_limit
+        tf.cond(within, step, lambda: 0)
+        return self.get_metrics_result()
+
+    def update_loss(self, value, count):
+        """Adds a batch's mean loss to the average that Keras logs."""
+        self._loss_tracker.update_state(value, sample_weight=count)
+
+    def add_noise(self, gradients, stddevs):
+        """Adds fresh Gaussian noise to each tensor.
+
+        Args:
+            gradients: list of tensors.
+            stddevs: list of float.
+
+        Returns:
+            list of tensors.
+        """
+        return self._noise_source.add(gradients, stddevs)
+
+    # -- constraints and state -------------------------------------------------------------------------------------
+
+    def restore_constraints(self):
+        """Projects every constrained weight that is outside its set."""
+        variables = [v for v in self.variables if getattr(v, "constraint", None) is not None]
+        if self._certified is not None and self._certified.cover(variables):
+            self._certified.restore()
+            self._certified.certify()
+        else:
+            self._certified = CertifiedWeights(variables)
+            self._plan = None  # the graph of a step captures the copies
+
+    def set_weights(self, weights):
+        super().set_weights(weights)
+        self.restore_constraints()
+
+    def load_weights(self, *args, **kwargs):
+        super().load_weights(*args, **kwargs)
+        self.restore_constraints()
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["ledger"] = np.frombuffer(self.ledger.to_json().encode(), dtype=np.uint8)
+        store["noise_draws"] = self._noise_source.draws.numpy()
+
+    def load_own_variables(self, store):
+        super().load_own_variables({key: store[key] for key in store.keys() if key.isdigit()})
+        if "ledger" in store:
+            self.ledger.merge_json(np.asarray(store["ledger"]).tobytes().decode(), "ledger")
+        # A seeded study continues its noise where the weights stopped; a secret key never goes back.
+        if "noise_draws" in store and self.dp_parameters.noise_seed is not None:
+            self._noise_source.draws.assign(int(np.asarray(store["noise_draws"])))
+
+    def _private_config(self):
+        return {
+            "dp_parameters": dataclasses.asdict(self.dp_parameters),
+            "dataset_metadata": dataclasses.asdict(self.dataset_metadata),
+            "debug": self.debug,
+        }
+
+    @staticmethod
+    def _deserialize_config(config, layers, custom_objects):
+        config = dict(config)
+        config[layers] = [
+            keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects)
+            for layer in config[layers]
+        ]
+        config["dp_parameters"] = DPParameters(**config["dp_parameters"])
+        config["dataset_metadata"] = DatasetMetadata(**config["dataset_metadata"])
+        return config
+
+    # -- signal to noise -------------------------------------------------------------------------------------------
+
+    def _keys(self):
+        keys = {
+            id(variable): variable_key(layer, variable)
+            for layer in self.layers_forward_order()
+            for variable in layer.trainable_variables
+        }
+        return [keys[id(variable)] for variable in self.trainable_variables]
+
+    def _gradient_norms(self, data):
+        _logger.warning("Gradient norms are computed on private data and are not covered by epsilon.")
+        radius = output_gradient_bound(self)
+        return per_example_gradient_norms(self, self.loss_function, radius, data)
+
+    def signal_to_noise_elementwise(self, data):
+        """Gradient norm of each example over its bound: how tight the bounds are.
+
+        Reads private data, uncovered by epsilon: for studies on public data, or not to be released.
+
+        Args:
+            data: `(x, y)` or `(x, y, sample_weight)`, a batch of any size.
+
+        Returns:
+            (ratios, norms, bounds): dicts by variable key. Norms and ratios are arrays with one entry for each example,
+            bounds are floats; a ratio is at most 1.
+        """
+        bounds = compute_gradient_bounds(self)
+        each, _ = self._gradient_norms(data)
+        norms = dict(zip(self._keys(), each.T, strict=True))
+        return {key: norm / bounds[key] for key, norm in norms.items()}, norms, bounds
+
+    def signal_to_noise_average(self, data):
+        """Norm of the batch-mean gradient over the bound for one example.
+
+        Reads private data, uncovered by epsilon: for studies on public data, or not to be released.
+
+        Args:
+            data: `(x, y)` or `(x, y, sample_weight)`, a batch of exactly `batch_size` examples.
+
+        Returns:
+            (ratios, norms, bounds): dicts of floats by variable key.
+
+        Raises:
+            ValueError: for a batch of another size.
+        """
+        if len(data[0]) != self.dataset_metadata.batch_size:
+            self._refuse_batch_size(len(data[0]))
+        bounds = compute_gradient_bounds(self)
+        _, total = self._gradient_norms(data)
+        norms = dict(zip(self._keys(), total / self.dataset_metadata.batch_size, strict=True))
+        return {key: norm / bounds[key] for key, norm in norms.items()}, norms, bounds

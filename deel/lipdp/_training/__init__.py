@@ -1,0 +1,1 @@
+"""Backend-specific parts of training; another backend is another file here."""

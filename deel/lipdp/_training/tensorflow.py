@@ -1,0 +1,278 @@
+"""The private training step on TensorFlow: guards, one backward pass, noise, count, update."""
+
+import dataclasses
+import logging
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from deel.lipdp import _linalg
+from deel.lipdp.accounting import GaussianStep
+
+__all__ = [
+    "CertifiedWeights",
+    "NoiseSource",
+    "StepPlan",
+    "per_example_gradient_norms",
+    "private_step",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """The constants of a training step. A graph is valid for one plan; another plan needs another graph.
+
+    Args:
+        event: `GaussianStep`, what the ledger counts for each step.
+        output_gradient_bound: float, radius of the logit guard.
+        gradient_bounds: tuple of float in the order of `model.trainable_variables`, for one example and for the sum.
+        noise_stddevs: tuple of float, the same order, on the sum.
+        batch_size: int, B, by which sum and noise are divided.
+        loss_weight: float in [0, 1].
+        largest_batch: int or None, more examples than this contradict the metadata.
+    """
+
+    event: GaussianStep
+    output_gradient_bound: float
+    gradient_bounds: tuple
+    noise_stddevs: tuple
+    batch_size: int
+    loss_weight: float
+    largest_batch: int | None
+
+
+class NoiseSource:
+    """Gaussian noise from a 128-bit key and a counter that never repeats within the life of the key.
+
+    The key comes from the operating system, or from a seed for tests and studies. It is in no checkpoint, log or config.
+    Philox, the generator, is fast and statistically sound; it is not a cryptographic one.
+
+    Args:
+        seed: int or None.
+    """
+
+    def __init__(self, seed=None):
+        if seed is None:
+            key = np.frombuffer(os.urandom(16), dtype=np.int64)
+        else:
+            key = np.random.SeedSequence(seed).generate_state(2, np.uint64).view(np.int64)
+        self._key = tf.Variable(key, trainable=False, name="noise_key")
+        self.draws = tf.Variable(0, dtype=tf.int64, trainable=False, name="noise_draws")
+
+    def __getstate__(self):
+        raise TypeError("NoiseSource holds a secret key and cannot be copied or pickled.")
+
+    def add(self, gradients, stddevs):
+        """Adds independent noise to each tensor; one call of the generator for all of them.
+
+        Two normals are added and divided by sqrt(2): TensorFlow's generator cuts a single one off at 5.68 standard
+        deviations, their sum at 8.03. The draw's number goes into the key directly, which keeps all its 128 bits
+        (folding it in with `stateless_fold_in` would keep 64).
+
+        Args:
+            gradients: list of tensors.
+            stddevs: list of float, one for each tensor.
+
+        Returns:
+            list of tensors.
+        """
+        if not any(stddevs):
+            return list(gradients)
+        draw = self.draws.assign_add(1)
+        seed = tf.stack([tf.bitwise.bitwise_xor(self._key[0], draw), self._key[1]])
+        sizes = [int(np.prod(g.shape)) for g in gradients]
+        normals = tf.random.stateless_normal([2, sum(sizes)], seed, alg="philox")
+        noise = tf.split((normals[0] + normals[1]) * np.float32(np.sqrt(0.5)), sizes)
+        return [
+            g + tf.cast(tf.reshape(n, g.shape), g.dtype) * tf.cast(stddev, g.dtype)
+            for g, n, stddev in zip(gradients, noise, stddevs, strict=True)
+        ]
+
+
+class CertifiedWeights:
+    """Copies of the constrained weights as they were when last known to be inside their sets.
+
+    Anything may assign weights between two steps (callbacks, checkpoints, users) without the variable's constraint.
+    Comparing with the copy finds that out exactly, at a price far below a new certificate.
+
+    Args:
+        variables: list of variables that have a constraint.
+    """
+
+    def __init__(self, variables):
+        self.variables = list(variables)
+        for variable in self.variables:
+            _restore(variable)
+        self._copies = [
+            tf.Variable(v.value, trainable=False, name="certified") for v in self.variables
+        ]
+
+    def restore(self):
+        """Projects every variable that was assigned from outside, if it is outside its set. Works in a graph."""
+        for variable, copy in zip(self.variables, self._copies, strict=True):
+            moved = tf.reduce_any(tf.not_equal(variable.value, copy))
+            tf.cond(moved, lambda v=variable: _restore(v), lambda: 0)
+
+    def cover(self, variables):
+        """Whether these are the variables of `variables`, in the same order."""
+        return [id(v) for v in variables] == [id(v) for v in self.variables]
+
+    def certify(self):
+        """Takes the present values, just projected, as certified."""
+        for variable, copy in zip(self.variables, self._copies, strict=True):
+            copy.assign(variable.value)
+
+
+def _restore(variable):
+    constraint = variable.constraint
+    variable.assign(getattr(constraint, "restore", constraint)(variable))
+    return 0
+
+
+def _weights(sample_weight, batch):
+    """Weight of each example: non-finite becomes 0, then clamped to [0, 1]."""
+    if sample_weight is None:
+        return tf.ones([batch])
+    weights = tf.reshape(tf.cast(sample_weight, "float32"), [batch])
+    return tf.clip_by_value(_linalg.finite_or_zero(weights), 0.0, 1.0)
+
+
+def _guarded_cotangents(loss, y, y_pred, weights, radius):
+    """Each example's weighted loss, and its gradient at the output, finite and of norm at most `radius`.
+
+    The loss is mapped over batches of one example, so no loss, whatever it does, can make one example's gradient depend
+    on another.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(y_pred)
+        losses = tf.vectorized_map(
+            lambda pair: tf.reduce_mean(loss(pair[0][None], pair[1][None])), (y, y_pred)
+        )
+        losses = tf.reshape(losses, [-1]) * tf.cast(weights, y_pred.dtype)
+    cotangents = tape.gradient(losses, y_pred, unconnected_gradients="zero")
+    return losses, _linalg.project_on_ball(_linalg.finite_or_zero(cotangents), radius)
+
+
+def _summed_gradients(model, loss, radius, x, y, weights):
+    """One forward and one backward pass: gradients summed over the batch, outputs and losses."""
+    variables = model.trainable_variables
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True)
+    losses, cotangents = _guarded_cotangents(loss, y, y_pred, weights, radius)
+    gradients = tape.gradient(
+        y_pred,
+        [v.value for v in variables],
+        output_gradients=cotangents,
+        unconnected_gradients="zero",
+    )
+    # An IndexedSlices gradient would get noise on the rows it touches only.
+    return [tf.convert_to_tensor(g) for g in gradients], y_pred, losses
+
+
+def _regularizer_gradients(variables):
+    """Gradients of weight regularisers: functions of released weights, added after the noise."""
+    with tf.GradientTape() as tape:
+        penalties = [v.regularizer(v) for v in variables if v.regularizer is not None]
+    if not penalties:
+        return [None] * len(variables)
+    return tape.gradient(penalties, [v.value for v in variables])
+
+
+def _update_metrics(model, x, y, y_pred, losses, sample_weight, weights):
+    if sample_weight is not None and not model.jit_compile:
+        # Keras's unweighted metrics ignore the weight; an example of weight 0 took no part in the step.
+        present = weights > 0
+        y, y_pred, losses, sample_weight = (
+            tf.boolean_mask(t, present)
+            for t in (y, y_pred, losses, tf.reshape(sample_weight, [-1]))
+        )
+    count = tf.cast(tf.shape(losses)[0], losses.dtype)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(losses), count)
+    model.update_loss(mean, count)
+    model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def private_step(model, plan, certified, x, y, sample_weight):
+    """One step of training: see the package documentation for the order and why it is the proof.
+
+    Args:
+        model: the model, with its `ledger`, `add_noise` and `optimizer`.
+        plan: `StepPlan`.
+        certified: `CertifiedWeights` of the model.
+        x, y, sample_weight: the batch; `sample_weight` may be None.
+    """
+    variables = model.trainable_variables
+    # The batch first: in a data set of unknown length the last, failing fetch must not be counted as a step.
+    with tf.control_dependencies([tf.convert_to_tensor(t) for t in tf.nest.flatten((x, y))]):
+        count = model.ledger.counter(plan.event).value.assign_add(1)
+    certified.restore()
+    batch = tf.shape(y)[0]
+    checks = [count]
+    if plan.largest_batch is not None:
+        checks.append(
+            tf.debugging.assert_less_equal(
+                batch, plan.largest_batch, "A batch is larger than the batch_size of the metadata."
+            )
+        )
+    weights = _weights(sample_weight, batch)
+    gradients, y_pred, losses = _summed_gradients(
+        model, model.loss_function, plan.output_gradient_bound, x, y, weights * plan.loss_weight
+    )
+    if model.debug:
+        _log_step(model, plan, gradients)
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        gradients = [g / plan.batch_size for g in gradients]
+    gradients = model.add_noise(gradients, [s / plan.batch_size for s in plan.noise_stddevs])
+    gradients = [
+        g if penalty is None else g + penalty
+        for g, penalty in zip(gradients, _regularizer_gradients(variables), strict=True)
+    ]
+    model.optimizer.apply(gradients, variables)  # also projects every constrained variable
+    certified.certify()
+    _update_metrics(model, x, y, y_pred, losses, sample_weight, weights)
+
+
+def _log_step(model, plan, gradients):
+    rows = zip(
+        model.trainable_variables,
+        plan.gradient_bounds,
+        plan.noise_stddevs,
+        gradients,
+        strict=True,
+    )
+    for variable, bound, stddev, gradient in rows:
+        _logger.debug(
+            "%s: gradient bound %.6g, norm of the summed gradient %.6g, noise stddev %.6g",
+            variable.path,
+            bound,
+            float(tf.norm(gradient)),
+            stddev,
+        )
+
+
+def per_example_gradient_norms(model, loss, radius, data):
+    """Norms of gradients at the current weights, uncovered by epsilon: for reports and tests.
+
+    Args:
+        model, loss, radius: the model, its loss function and the radius of its logit guard.
+        data: `(x, y)` or `(x, y, sample_weight)`, a batch.
+
+    Returns:
+        (norms, mean_norms): array (batch, variables) of each example's gradient norms, and array (variables,) of the norm
+        of the gradient summed over the batch.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+    weights = _weights(sample_weight, tf.shape(y)[0])
+
+    @tf.function(reduce_retracing=True)
+    def norms(x, y, weights):
+        gradients, _, _ = _summed_gradients(model, loss, radius, x, y, weights)
+        return tf.stack([tf.norm(g) for g in gradients])
+
+    each = [norms(x[i : i + 1], y[i : i + 1], weights[i : i + 1]) for i in range(len(x))]
+    return np.stack(each).astype("float64"), norms(x, y, weights).numpy().astype("float64")

@@ -1,0 +1,56 @@
+"""What every layer of the library states: three bounds on Euclidean norms, each for one example."""
+
+from deel.lipdp import _checks
+
+__all__ = ["DPLayer", "NonExpansive"]
+
+
+def _says_nothing(layer, method):
+    return TypeError(
+        _checks.message(
+            f"{type(layer).__name__} '{layer.name}'",
+            f"a method {method}",
+            "a layer that does not define it",
+            "Derive the bound and define it: there is no safe default.",
+        )
+    )
+
+
+class DPLayer:
+    """Mixin of a Keras layer that knows its worst case. A layer that says nothing is refused.
+
+    Subclasses list it before the Keras class and define the three methods; a layer without trainable variables needs
+    only the first two.
+    """
+
+    #: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+    nm_coef = 1.0
+
+    def propagate_inputs(self, input_bound):
+        """Bound on the output norm when the input norm is at most `input_bound`."""
+        raise _says_nothing(self, "propagate_inputs(input_bound)")
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        """Bound on the cotangent at the input when the cotangent at the output is at most `gradient_bound`."""
+        raise _says_nothing(self, "backpropagate_inputs(input_bound, gradient_bound)")
+
+    def backpropagate_params(self, input_bound, gradient_bound):
+        """Bound on the gradient of the layer's one trainable variable."""
+        raise _says_nothing(self, "backpropagate_params(input_bound, gradient_bound)")
+
+    def has_parameters(self):
+        """Whether the layer holds trainable variables (it has to be built)."""
+        return bool(self.trainable_variables)
+
+
+class NonExpansive(DPLayer):
+    """The explicit claim: 1-Lipschitz, zero at zero, no parameters, examples not mixed.
+
+    Bounds: output at most `input_bound`, cotangent at most `gradient_bound`.
+    """
+
+    def propagate_inputs(self, input_bound):
+        return input_bound
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        return gradient_bound

@@ -1,0 +1,146 @@
+"""What layers with a kernel share: argument checks, the projection of the kernel, and the certificate of its norm."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lipdp import _checks, _linalg
+from deel.lipdp.layers._base import DPLayer
+
+__all__ = ["SpectralKernel", "UnitBall"]
+
+# 1-Lipschitz and zero at zero, so that the layer's bounds hold after them.
+_ACTIVATIONS = {
+    None: None,
+    "linear": None,
+    "relu": "relu",
+    "tanh": "tanh",
+    "softsign": "softsign",
+    "hard_tanh": "hard_tanh",
+}
+
+_EPS32 = float(np.finfo("float32").eps)
+
+
+class UnitBall(keras.constraints.Constraint):
+    """Projects a kernel into the set of kernels whose certified norm is at most 1, as a fixed function of the kernel."""
+
+    def __init__(self, layer):
+        self._layer = layer
+
+    def __call__(self, kernel):
+        return self._layer.project(kernel)
+
+    def restore(self, kernel):
+        """The kernel itself if its certificate allows it, else its projection."""
+        kernel = ops.convert_to_tensor(kernel)
+        certified = self._layer.certified_norm(kernel) <= 1.0
+        return ops.where(certified, kernel, self._layer.project(kernel))
+
+
+class SpectralKernel(DPLayer):
+    """Mixin for layers whose one variable is a kernel of certified norm at most 1. Listed before the Keras class.
+
+    The kernel is orthogonalised and then divided by an upper bound on its norm: at build, after each optimizer step
+    (Keras applies the constraint of the variable), and after weights are loaded or set.
+
+    Subclasses define `_operator_norm_bound(kernel)` and set `orthogonalization_steps`.
+    """
+
+    orthogonalization_steps = 3
+
+    def _check_arguments(self, kwargs):
+        """Checks the Keras arguments that could break a bound; returns those to pass on."""
+        who = f"{type(self).__name__} '{kwargs.get('name') or ''}'"
+        if kwargs.pop("use_bias", False):
+            raise ValueError(
+                _checks.message(
+                    who,
+                    "use_bias=False, since the gradient of a bias is not bounded by its input",
+                    "use_bias=True",
+                    "Leave use_bias unset; add a DP_AddBias layer where a bias is needed.",
+                )
+            )
+        activation = kwargs.get("activation")
+        name = getattr(activation, "__name__", activation)
+        known = _checks.choice(
+            who,
+            "activation",
+            name,
+            _ACTIVATIONS,
+            remedy="Add the activation as a layer of its own, one with bounds such as DP_GroupSort.",
+        )
+        if callable(activation) and activation is not keras.activations.get(name):
+            raise ValueError(
+                _checks.message(
+                    who,
+                    f"activation to be one of Keras's own {[k for k in _ACTIVATIONS if k]}",
+                    f"a function named {name!r}",
+                    "Pass the name, or add the activation as a layer of its own.",
+                )
+            )
+        kwargs["activation"] = known
+        for name in ("kernel_constraint", "activity_regularizer", "lora_rank"):
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(
+                    _checks.message(
+                        who,
+                        f"no {name}, which would void the layer's bounds",
+                        f"{name} set",
+                        "Leave it unset; kernel_regularizer is fine.",
+                    )
+                )
+        self.nm_coef = _checks.number(who, "nm_coef", kwargs.pop("nm_coef", 1.0), above=0.0)
+        return {**kwargs, "use_bias": False}
+
+    def _operator_norm_bound(self, kernel):
+        raise NotImplementedError
+
+    def certified_norm(self, kernel=None):
+        """Certified upper bound on the norm of the layer's linear map, as a scalar float64 tensor.
+
+        Args:
+            kernel: tensor or None (the layer's own kernel).
+        """
+        return self._operator_norm_bound(self.kernel if kernel is None else kernel)
+
+    def project(self, kernel):
+        """Orthogonalises the kernel and divides it by a certified bound on its norm.
+
+        Singular values close to 1 keep activations and gradients at full norm, which makes the bounds nearly attained;
+        the division is what makes them hold. A kernel of zeros stays as it is.
+        """
+        shape = kernel.shape
+        matrix = ops.reshape(ops.convert_to_tensor(kernel), (-1, shape[-1]))
+        matrix = _linalg.orthogonalize(matrix, self.orthogonalization_steps)
+        kernel = ops.reshape(matrix, shape)
+        norm = self._operator_norm_bound(kernel)
+        # Rounding the quotient moves each entry by eps/2 at most, hence the norm by less than eps * sqrt(entries per
+        # output or input, the fewer); twice that keeps the certificate of the rounded kernel at most 1.
+        margin = 1.0 + 2.0 * _EPS32 * float(np.sqrt(np.prod(shape) / max(shape[-2], shape[-1])))
+        divisor = ops.where(norm > 0, norm * margin, ops.ones_like(norm))
+        return ops.cast(ops.cast(kernel, "float64") / divisor, kernel.dtype)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.kernel.assign(self.project(self.kernel))
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.kernel.assign(self.kernel_constraint.restore(self.kernel))
+
+    def set_weights(self, weights):
+        super().set_weights(weights)
+        self.kernel.assign(self.kernel_constraint.restore(self.kernel))
+
+    def propagate_inputs(self, input_bound):
+        return input_bound
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        return gradient_bound
+
+    def get_config(self):
+        config = super().get_config()
+        for name in ("kernel_constraint", "bias_constraint", "activity_regularizer"):
+            config.pop(name, None)
+        return {**config, "nm_coef": self.nm_coef}

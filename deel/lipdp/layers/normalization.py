@@ -1,0 +1,115 @@
+"""Centring and scaling of one example at a time. Nothing here looks across the batch."""
+
+import keras
+from keras import ops
+
+from deel.lipdp import _checks, _linalg
+from deel.lipdp.layers._base import DPLayer, NonExpansive
+
+__all__ = ["DP_LayerCentering", "DP_NormalizeToBall"]
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_LayerCentering(NonExpansive, keras.layers.Layer):
+    """Subtracts from each example its mean over some of its own axes.
+
+    Args:
+        axis: int, sequence of int or None. Axes of the input to average over, never 0 (the batch). None means all but the
+            first and the last: for an image each channel is centred; for a vector its entries are.
+        **kwargs: `name`, `dtype`.
+
+    Input shape: `(batch, ...)`, rank at least 2.
+    Output shape: the same.
+
+    Bounds: Euclidean norm, one example; `input_bound` and `gradient_bound`, since subtracting the mean is an orthogonal
+    projection. It would mix examples, with no bound at all, if the batch axis were among its axes.
+
+    Raises:
+        ValueError: at build, if an axis is the batch axis or does not exist.
+    """
+
+    def __init__(self, axis=None, **kwargs):
+        super().__init__(**kwargs)
+        if axis is not None:
+            axes = (axis,) if isinstance(axis, int) else tuple(axis)
+            axis = tuple(
+                _checks.integer(f"DP_LayerCentering '{self.name}'", "axis", a, at_least=-32)
+                for a in axes
+            )
+        self.axis = axis
+
+    def _axes(self, rank):
+        if self.axis is None:
+            return tuple(range(1, max(rank - 1, 2)))
+        axes = tuple(a % rank if -rank <= a < rank else 0 for a in self.axis)
+        if 0 in axes or len(set(axes)) != len(axes) or not axes:
+            raise ValueError(
+                _checks.message(
+                    f"DP_LayerCentering '{self.name}'",
+                    f"different axes from 1 to {rank - 1}",
+                    f"axis={self.axis} for an input of rank {rank}",
+                    "Axis 0 is the batch: a mean over it mixes examples and has no bound.",
+                )
+            )
+        return axes
+
+    def build(self, input_shape):
+        self._axes(len(input_shape))
+
+    def call(self, inputs):
+        return inputs - ops.mean(inputs, axis=self._axes(len(inputs.shape)), keepdims=True)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "axis": self.axis}
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
+    """Scales each example to norm `radius`: `x -> radius x / max(||x||, minimum_norm)`.
+
+    At the entrance of a network it makes every example use the whole input bound, so that none drowns in noise scaled
+    to the largest. Further inside, it divides signal bounds by `minimum_norm` on the way back.
+
+    Args:
+        radius: float > 0, the norm of the output.
+        minimum_norm: float > 0, examples of smaller norm are scaled by the constant `radius / minimum_norm`.
+        **kwargs: `name`, `dtype`.
+
+    Input shape: `(batch, ...)`, finite entries.
+    Output shape: the same.
+
+    Bounds: Euclidean norm, one example. Output at most `min(radius, radius / minimum_norm * input_bound)`. Cotangent at
+    most `radius / minimum_norm * gradient_bound`: outside the ball of radius `minimum_norm` the Jacobian is
+    `radius / ||x||` times an orthogonal projection, inside it is that constant times the identity.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+    """
+
+    def __init__(self, radius=1.0, minimum_norm=1e-3, **kwargs):
+        super().__init__(**kwargs)
+        who = f"DP_NormalizeToBall '{self.name}'"
+        self.radius = _checks.number(who, "radius", radius, above=0.0, at_most=1e15)
+        self.minimum_norm = _checks.number(who, "minimum_norm", minimum_norm, at_least=1e-15)
+
+    def call(self, inputs):
+        unit, norm, scale = _linalg.unit_scale(inputs)
+        outside = scale >= self.minimum_norm / norm
+        return ops.where(
+            outside, unit * (self.radius / norm), inputs * (self.radius / self.minimum_norm)
+        )
+
+    def propagate_inputs(self, input_bound):
+        return min(self.radius, self.radius / self.minimum_norm * input_bound)
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        return self.radius / self.minimum_norm * gradient_bound
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "radius": self.radius, "minimum_norm": self.minimum_norm}

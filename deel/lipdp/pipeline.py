@@ -1,0 +1,283 @@
+"""Loading images, bounding their norm, and making the batches to train on."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from deel.lipdp import _checks, _datasets
+from deel.lipdp.parameters import DatasetMetadata
+from deel.lipdp.sampling import poisson_batches
+
+__all__ = [
+    "DatasetMetadata",
+    "ImageData",
+    "bound_clip_value",
+    "bound_normalize",
+    "default_delta_value",
+    "load_and_prepare_images_data",
+    "load_images",
+]
+
+
+def default_delta_value(metadata):
+    """Proposes delta: the largest power of ten that is at most 1 / (1.1 n).
+
+    A mechanism that publishes one record at random satisfies (0, 1/n)-differential privacy, so delta has to stay below
+    1 / n. The tenth is a margin: n is often a power of ten itself. Examples: 1e-5 for n = 50,000 and 60,000, 1e-6
+    for n = 100,000. A much smaller delta is a stronger statement and costs little epsilon.
+
+    Args:
+        metadata: `DatasetMetadata`; n is its `nb_samples_train`, a public constant.
+
+    Returns:
+        float, the probability that the guarantee leaves out.
+    """
+    # Integers, so that no rounding of a logarithm decides.
+    digits = 0
+    while 10 * 10**digits < 11 * metadata.nb_samples_train:
+        digits += 1
+    return float(f"1e-{digits}")
+
+
+def bound_clip_value(value):
+    """Makes a function that projects each example on the ball of radius `value`; examples inside stay as they are.
+
+    Args:
+        value: float > 0, Euclidean norm of one example.
+
+    Returns:
+        A callable from arrays of shape (n, ...) to the same shape, with the norm it guarantees as `.bound`. Non-finite
+        entries become 0 first.
+    """
+    return _ClipToBall(_checks.number("bound_clip_value", "value", value, above=0.0))
+
+
+def bound_normalize(value=1.0, center=False):
+    """Makes a function that scales each example to norm `value`; an example of zeros stays so.
+
+    Args:
+        value: float > 0, Euclidean norm of one example.
+        center: bool, whether the example's own mean is subtracted first (never a mean over examples).
+
+    Returns:
+        A callable from arrays of shape (n, ...) to the same shape, with the norm it guarantees as `.bound`. Non-finite
+        entries become 0 first.
+    """
+    return _ScaleToSphere(_checks.number("bound_normalize", "value", value, above=0.0), bool(center))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ClipToBall:
+    bound: float
+
+    def __call__(self, x):
+        rows, peaks = _rows(x)
+        units = rows / peaks
+        norms = _norms(units)
+        with np.errstate(over="ignore"):  # infinity is above the bound, as it should be
+            outside = norms * peaks > self.bound
+        clipped = np.where(outside, _rescaled(units, norms, self.bound), rows)
+        return clipped.astype(rows.dtype).reshape(np.shape(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ScaleToSphere:
+    bound: float
+    center: bool = False
+
+    def __call__(self, x):
+        rows, peaks = _rows(x)
+        units = rows / peaks
+        if self.center:
+            units = units - units.mean(axis=1, keepdims=True, dtype=np.float64)
+            # What is left of a constant example is rounding, which must not be blown up to the full norm.
+            units = np.where(np.abs(units).max(axis=1, keepdims=True, initial=0.0) > 1e-6, units, 0.0)
+        return _rescaled(units, _norms(units), self.bound).astype(rows.dtype).reshape(np.shape(x))
+
+
+def _rows(x):
+    """Returns finite floating-point rows and the largest absolute entry of each, 1 for a row of zeros.
+
+    Dividing by it before squaring keeps norms from overflowing.
+    """
+    x = np.asarray(x)
+    if x.dtype not in (np.float32, np.float64):
+        x = x.astype(np.float32)
+    rows = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).reshape(len(x), math.prod(x.shape[1:]))
+    peaks = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
+    return rows, np.where(peaks > 0, peaks, 1).astype(rows.dtype)
+
+
+def _norms(units):
+    return np.sqrt(np.square(units).sum(axis=1, keepdims=True, dtype=np.float64))
+
+
+def _rescaled(units, norms, value):
+    # Rounding an entry to float32 may add 2^-24 of it; taking off 2^-22 keeps the norm below `value` all the same.
+    return units * (value * (1.0 - 2.0**-22) / np.where(norms > 0, norms, 1.0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images ready for a model, as arrays.
+
+    Args:
+        x_train, x_test: float32 arrays of shape (n, h, w, c).
+        y_train, y_test: float32 arrays of shape (n, classes), one-hot labels.
+        class_names: tuple of str, one for each column of the labels.
+        max_norm: float, bound on the Euclidean norm of one image; from the format or the bounding function, not from
+            the records.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple
+    max_norm: float
+
+    def hold_out(self, fraction):
+        """Splits the training set in two, always the same way: the split depends on n and on nothing in the records.
+
+        Args:
+            fraction: float in (0, 1), the share of the second part.
+
+        Returns:
+            `(x, y), (x_held_out, y_held_out)`: disjoint, together the whole training set.
+
+        Raises:
+            ValueError: if `fraction` is out of range or leaves one part empty.
+        """
+        who = "ImageData.hold_out"
+        fraction = _checks.number(who, "fraction", fraction, above=0.0, below=1.0)
+        n = len(self.x_train)
+        count = round(fraction * n)
+        if not 0 < count < n:
+            raise ValueError(
+                _checks.message(
+                    who, "at least one example in each part", f"{count} of {n} examples held out", "Change fraction."
+                )
+            )
+        order = np.random.default_rng(0).permutation(n)
+        held, kept = np.sort(order[:count]), np.sort(order[count:])
+        return (self.x_train[kept], self.y_train[kept]), (self.x_train[held], self.y_train[held])
+
+
+def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fct=None):
+    """Loads an image data set as arrays, in a colour space and with bounded norms.
+
+    Args:
+        dataset_name: `"digits"` (8x8, comes with scikit-learn, its last fifth is the test set), `"mnist"`,
+            `"fashion_mnist"` or `"cifar10"`.
+        data_dir: path of a folder with `<dataset_name>.npz` (uint8 `x_train` and `x_test`, integer `y_train` and
+            `y_test`), or None: the environment variable LIPDP_DATA_DIR, and without it `keras.datasets`.
+        colorspace: `"RGB"`, `"grayscale"`, `"HSV"`, `"YIQ"` or `"YUV"`. Images with one channel keep it under `"RGB"`
+            and `"grayscale"` and have no other colour space.
+        bound_fct: None, `bound_clip_value(...)`, `bound_normalize(...)`, or a callable on arrays of shape (n, ...) that
+            treats examples independently, keeps their shape, and has the norm it guarantees as `.bound`.
+
+    Returns:
+        `ImageData`. Pixels are in [0, 1] before the colour space. `max_norm` is `bound_fct.bound`; without a function
+        it is the largest norm that an image of this shape and colour space can have.
+
+    Raises:
+        TypeError: for a `bound_fct` that cannot be called or states no bound.
+        ValueError: for an unknown name or colour space, and for data that are missing or malformed.
+    """
+    who = "load_images"
+    layout = _checks.choice(who, "dataset_name", dataset_name, _datasets.FORMATS)
+    height, width, channels = layout.shape
+    norms = _datasets.PIXEL_NORMS if channels == 3 else {"RGB": 1.0, "grayscale": 1.0}
+    pixel_norm = _checks.choice(
+        who, "colorspace", colorspace, norms, remedy=f"'{dataset_name}' has {channels} channel(s)."
+    )
+    max_norm = math.sqrt(height * width) * pixel_norm
+    if bound_fct is not None:
+        if not callable(bound_fct) or not hasattr(bound_fct, "bound"):
+            raise TypeError(
+                _checks.message(
+                    who,
+                    "bound_fct to be a callable with an attribute `bound`, the norm it guarantees",
+                    f"bound_fct={bound_fct!r}",
+                    "Use bound_clip_value or bound_normalize, or give your callable the attribute.",
+                )
+            )
+        max_norm = _checks.number(who, "bound_fct.bound", bound_fct.bound, above=0.0)
+    arrays = _datasets.read_images(dataset_name, data_dir)
+    one_hot = np.eye(len(layout.class_names), dtype=np.float32)
+    for part in ("train", "test"):
+        x = arrays[f"x_{part}"]
+        if channels == 3:
+            x = _datasets.to_colorspace(x, colorspace)
+        if bound_fct is not None:
+            bounded = _datasets.by_chunks(bound_fct, x)
+            if bounded.shape != x.shape:
+                raise ValueError(_checks.message(who, f"bound_fct to keep the shape {x.shape}", f"{bounded.shape}", ""))
+            x = bounded
+        arrays[f"x_{part}"] = x
+        arrays[f"y_{part}"] = one_hot[arrays[f"y_{part}"]]
+    return ImageData(**arrays, class_names=layout.class_names, max_norm=max_norm)
+
+
+def load_and_prepare_images_data(
+    dataset_name="digits",
+    batch_size=256,
+    colorspace="RGB",
+    bound_fct=None,
+    *,
+    sampling="poisson",
+    data_dir=None,
+    validation_fraction=0.0,
+    seed=None,
+):
+    """Loads images and makes the data sets for `fit` and `evaluate`; `load_images` followed by a sampler.
+
+    Args:
+        dataset_name, colorspace, bound_fct, data_dir: see `load_images`.
+        batch_size: int in [1, n], expected size B of a training batch, and the size of test batches.
+        sampling: `"poisson"`: `poisson_batches`, whose epsilon is amplified by B / n (neighbours: one example added or
+            removed). None or `"undeclared"`: shuffled batches of B examples, the last one smaller, no amplification.
+        validation_fraction: float in [0, 1). Above 0, that share of the training set is held out and returned in
+            place of the test set, to compare settings without looking at the test set; see `ImageData.hold_out`.
+        seed: int or None, for tests only: makes the batches reproducible, which voids epsilon.
+
+    Returns:
+        `(ds_train, ds_test, metadata)`: two `tf.data.Dataset` of pairs (images, one-hot labels) and the
+        `DatasetMetadata` of the training set.
+
+    Raises:
+        TypeError, ValueError: as `load_images`, and for a number or sampling out of range.
+    """
+    who = "load_and_prepare_images_data"
+    sampling = _checks.choice(who, "sampling", sampling, {"poisson": "poisson", None: None, "undeclared": None})
+    fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
+    data = load_images(dataset_name, data_dir, colorspace, bound_fct)
+    train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
+    if fraction > 0:
+        train, test = data.hold_out(fraction)
+    metadata = DatasetMetadata(
+        input_shape=train[0].shape[1:],
+        nb_samples_train=len(train[0]),
+        batch_size=batch_size,
+        max_norm=data.max_norm,
+        nb_classes=len(data.class_names),
+        nb_samples_test=len(test[0]),
+        class_names=data.class_names,
+        sampling=sampling,
+    )
+    make_train = poisson_batches if sampling == "poisson" else _shuffled_batches
+    return make_train(*train, batch_size, seed=seed), _batches(*test, batch_size), metadata
+
+
+def _batches(x, y, batch_size):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def _shuffled_batches(x, y, batch_size, seed=None):
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
+    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
