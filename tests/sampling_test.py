@@ -12,7 +12,7 @@ from scipy import stats
 from deel.lipdp.accounting.events import PoissonSampling
 from deel.lipdp.sampling import SamplerInfo, poisson_batches, sampling_of
 
-N, B, STEPS, PASSES = 200, 20, 100, 20
+N, B, STEPS, PASSES = 200, 20, 100, 12
 # Chance that a correct sampler fails one given check of the five below: a run without a seed fails once in 200,000.
 FALSE_ALARM = 1e-6
 
@@ -86,7 +86,7 @@ def test_extreme_probabilities_are_poisson(n, batch_size):
 def test_all_pairs_co_occur_as_independent_examples_do():
     # Sums of centred products, one for each pair of examples: normal with a known variance, and uncorrelated even for
     # pairs that share an example. Level 1e-6 for each assertion.
-    n, batch_size, steps = 40, 10, 4000
+    n, batch_size, steps = 40, 10, 2000
     q = batch_size / n
     centred = emitted(poisson_batches(*numbers(n), batch_size, steps=steps, seed=0), 1, n) - q
     z = (centred.T @ centred)[np.triu_indices(n, 1)] / (q * (1 - q) * np.sqrt(steps))

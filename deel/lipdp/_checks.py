@@ -52,11 +52,7 @@ def number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(message(who, expected, received, remedy))
     value = float(value)
-    if (
-        math.isnan(value)
-        or (finite and math.isinf(value))
-        or not all(holds(value, limit) for limit, _, holds in used)
-    ):
+    if math.isnan(value) or (finite and math.isinf(value)) or not all(holds(value, limit) for limit, _, holds in used):
         raise ValueError(message(who, expected, received, remedy))
     return value
 

@@ -25,8 +25,8 @@ __all__ = [
 
 _EPS64 = float(np.finfo("float64").eps)
 
-# Squarings of the Gram matrix in a certificate. Each halves the logarithm of the worst overestimate, which for a side of
-# n is n^(1 / 2^(squarings + 2)) far from an isometry and shrinks to nothing near one.
+# Squarings of the Gram matrix in a certificate. Each halves the logarithm of the worst overestimate, which for a side
+# of n is n^(1 / 2^(squarings + 2)) far from an isometry and shrinks to nothing near one.
 _SQUARINGS = 4
 
 
@@ -66,9 +66,10 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS):
     """Certified upper bound on the largest spectral norm in a batch of matrices.
 
     With G the Gram matrix of the smaller side (n x n) and `s = trace(G) / n`, the bound on `||G||` is the smaller of
-    `||G^(2^t)||_F^(1/2^t)` (Gram iteration) and `s + ||(G - s I)^(2^t)||_F^(1/2^t)`, which is tight near a multiple of an
-    isometry. Both are positively homogeneous, so dividing a matrix by its bound leaves one with bound 1. Valid because the
-    spectral norm of a Hermitian matrix to the power p is that of its p-th power, and is at most the Frobenius norm.
+    `||G^(2^t)||_F^(1/2^t)` (Gram iteration) and `s + ||(G - s I)^(2^t)||_F^(1/2^t)`, which is tight near a multiple of
+    an isometry. Both are positively homogeneous, so dividing a matrix by its bound leaves one with bound 1. Valid
+    because the spectral norm of a Hermitian matrix to the power p is that of its p-th power, and is at most the
+    Frobenius norm.
 
     Args:
         real: tensor (..., m, n), real part.
@@ -185,10 +186,11 @@ class ConvGeometry:
     def frequencies(self):
         """(cosines, sines, factor): the kernel's transform as two matrices, and what to multiply the largest norm by.
 
-        The zero-padded operator is a block of the circular one of side `N >= n + d (k - 1)`, N a multiple of the stride.
-        At each of the (N / s)^2 coarse frequencies the s^2 fine ones that alias to it are stacked. Conjugate frequencies
-        have equal norms, so half of the last axis is enough. Above `_LARGEST_GRID` a coarser grid serves, at the price of
-        a factor `(1 - d (k - 1) / N)^(-1/2)` for each axis: a trigonometric polynomial is bounded by its samples.
+        The zero-padded operator is a block of the circular one of side `N >= n + d (k - 1)`, N a multiple of the
+        stride. At each of the (N / s)^2 coarse frequencies the s^2 fine ones that alias to it are stacked. Conjugate
+        frequencies have equal norms, so half of the last axis is enough. Above `_LARGEST_GRID` a coarser grid serves,
+        at the price of a factor `(1 - d (k - 1) / N)^(-1/2)` for each axis: a trigonometric polynomial is bounded by
+        its samples.
         """
         phases, factor = [], 1.0
         for axis, (n, k, s, d) in enumerate(

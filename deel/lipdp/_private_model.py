@@ -84,9 +84,7 @@ class PrivateModel:
             ValueError: for a loss without a known bound, or for `debug=True` without `run_eagerly=True`.
         """
         if loss is None or isinstance(loss, (list, tuple, dict)):
-            _refuse(
-                self._who(), "one loss", f"loss={loss!r}", "Pass a loss of deel.lipdp.losses to compile."
-            )
+            _refuse(self._who(), "one loss", f"loss={loss!r}", "Pass a loss of deel.lipdp.losses to compile.")
         if self.debug and not kwargs.get("run_eagerly"):
             _refuse(
                 self._who(),
@@ -158,9 +156,7 @@ class PrivateModel:
         if is_arrays:
             batch_size = self.dataset_metadata.batch_size
         try:
-            history = super().fit(
-                x, y, batch_size=batch_size, epochs=epochs, class_weight=class_weight, **kwargs
-            )
+            history = super().fit(x, y, batch_size=batch_size, epochs=epochs, class_weight=class_weight, **kwargs)
         finally:
             self._sampler = None
         self.restore_constraints()  # optimizers may average weights when training ends
@@ -209,9 +205,7 @@ class PrivateModel:
     def make_train_function(self, force=False):
         """As in Keras; also fixes what the steps to come release. A change of that makes a new graph."""
         if self.distribute_strategy.num_replicas_in_sync > 1:
-            _refuse(
-                self._who(), "one replica", "a distribution strategy of several", "Train on one device."
-            )
+            _refuse(self._who(), "one replica", "a distribution strategy of several", "Train on one device.")
         self.restore_constraints()
         plan = self._make_plan()
         force = force or plan != self._plan
@@ -240,7 +234,9 @@ class PrivateModel:
             loss_weight=self._loss_weight,
             largest_batch=None if self._sampler else self.dataset_metadata.batch_size,
         )
-        self.ledger.counter(plan.event)
+        self.ledger.counter(plan.event)  # variables cannot be made inside a graph
+        if self.dp_parameters.noise_seed is not None or (self._sampler and self._sampler.seeded):
+            self.ledger.seeded = True
         return plan
 
     @property
@@ -249,7 +245,7 @@ class PrivateModel:
         return self._plan.event if self._plan else None
 
     def set_step_limit(self, steps=None):
-        """Lets training take `steps` more steps of the event in force and no more, tested in the graph. None: no limit."""
+        """Lets training take that many more steps of the event in force, tested in the graph. None: no limit."""
         if steps is None:
             self._step_limit.assign(_NO_LIMIT)
         else:
@@ -330,8 +326,7 @@ class PrivateModel:
     def _deserialize_config(config, layers, custom_objects):
         config = dict(config)
         config[layers] = [
-            keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects)
-            for layer in config[layers]
+            keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects) for layer in config[layers]
         ]
         config["dp_parameters"] = DPParameters(**config["dp_parameters"])
         config["dataset_metadata"] = DatasetMetadata(**config["dataset_metadata"])

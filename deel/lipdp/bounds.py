@@ -63,8 +63,8 @@ def check_model(model):
 
     Raises:
         TypeError: for a layer without bounds.
-        ValueError: for a model that does not start with `DP_BoundedInput`, a layer listed twice, two variables under one
-            key, mixed precision, an activity regulariser, `add_loss`, or a trainable variable in no listed layer.
+        ValueError: for a model that does not start with `DP_BoundedInput`, a layer listed twice, two variables under
+            one key, mixed precision, an activity regulariser, `add_loss`, or a trainable variable in no listed layer.
     """
     who = f"{type(model).__name__} '{model.name}'"
     layers = model.layers_forward_order()
@@ -142,8 +142,8 @@ def compute_gradient_bounds(model):
         model: a built and compiled `DP_Sequential` or `DP_Model`.
 
     Returns:
-        dict, variable key -> float, ordered as `layers_backward_order()`. Each is the Euclidean norm for one example and
-        for the sum over the batch: it is not divided by the batch size. Together they have norm
+        dict, variable key -> float, ordered as `layers_backward_order()`. Each is the Euclidean norm for one example
+        and for the sum over the batch: it is not divided by the batch size. Together they have norm
         `sqrt(sum of squares)` at most. Includes the stated slack for rounding in single precision (1e-5, relative).
 
     Raises:

@@ -5,7 +5,7 @@ import pathlib
 import keras
 
 from deel.lipdp import _checks, _reporting
-from deel.lipdp.accounting import ACCOUNTANTS, max_steps
+from deel.lipdp.accounting import get_accountant, max_steps
 from deel.lipdp.privacy import get_eps_delta
 
 __all__ = ["DP_Accountant", "DP_BackupAndRestore"]
@@ -31,8 +31,7 @@ class DP_Accountant(keras.callbacks.Callback):
     def __init__(self, log_fn="all", accountant="rdp", epsilon_max=None):
         super().__init__()
         self._log = _reporting.resolve_log_fn(log_fn)
-        _checks.choice("DP_Accountant", "accountant", accountant, ACCOUNTANTS)
-        self.accountant = accountant
+        self.accountant = get_accountant(accountant)  # one object: it keeps the curve of each event
         if epsilon_max is not None:
             epsilon_max = _checks.number("DP_Accountant", "epsilon_max", epsilon_max, above=0.0)
         self.epsilon_max = epsilon_max
@@ -42,7 +41,7 @@ class DP_Accountant(keras.callbacks.Callback):
             return
         parameters = self.model.dp_parameters
         steps = 0  # a known seed voids epsilon: no step fits any budget
-        if parameters.noise_seed is None:
+        if not self.model.ledger.seeded:
             steps = max_steps(
                 self.model.event_in_force,
                 self.epsilon_max,
@@ -69,9 +68,9 @@ class DP_Accountant(keras.callbacks.Callback):
 class DP_BackupAndRestore(keras.callbacks.BackupAndRestore):
     """`keras.callbacks.BackupAndRestore` that never forgets a step: a killed run resumes with all it spent counted.
 
-    A checkpoint knows the steps up to its own moment only; those after it were released all the same. Before any step is
-    taken, a count that covers it is on disk in `ledger.json` beside the checkpoint, `ahead` steps at a time. On resume
-    the larger count wins, so a kill costs at most `ahead` steps of budget that were counted and not taken.
+    A checkpoint knows the steps up to its own moment only; those after it were released all the same. Before any step
+    is taken, a count that covers it is on disk in `ledger.json` beside the checkpoint, `ahead` steps at a time. On
+    resume the larger count wins, so a kill costs at most `ahead` steps of budget that were counted and not taken.
 
     Args:
         backup_dir: str or path, folder of the checkpoint. It is deleted when training ends, as in Keras.
@@ -103,9 +102,7 @@ class DP_BackupAndRestore(keras.callbacks.BackupAndRestore):
         taken = int(model.ledger.counter(model.event_in_force).numpy())
         if taken + model.steps_per_execution > self._reserved:
             ahead = self._ahead or (
-                model.dataset_metadata.nb_steps_per_epochs
-                if self.save_freq == "epoch"
-                else self.save_freq
+                model.dataset_metadata.nb_steps_per_epochs if self.save_freq == "epoch" else self.save_freq
             )
             ahead = max(ahead, model.steps_per_execution)
             model.ledger.write(self._ledger_path, ahead, model.event_in_force)

@@ -17,12 +17,18 @@ _VERSION = 1
 class Ledger:
     """Step counts of each event, as int64 variables that the training graph increments.
 
-    It is no weight of the model, so nothing that sets weights lowers it: loading merges a stored ledger into this one and
+    Attributes:
+        seeded: bool, whether some noise or some batch came from a seed that is not secret. It never goes back to False,
+            and it voids epsilon.
+
+    It is no weight of the model, so nothing that sets weights lowers it: loading merges a stored ledger into this one
+    and
     keeps the larger count of each event.
     """
 
     def __init__(self):
         self._counters = {}
+        self.seeded = False
 
     def counter(self, event):
         """The int64 variable that counts steps under `event`; made on first use."""
@@ -54,7 +60,8 @@ class Ledger:
         if ahead:
             counts[event] = counts.get(event, 0) + ahead
         entries = [{**event_to_config(e), "steps": steps} for e, steps in counts.items()]
-        return json.dumps({"version": _VERSION, "entries": entries}, indent=1)
+        content = {"version": _VERSION, "seeded": self.seeded, "entries": entries}
+        return json.dumps(content, indent=1)
 
     def merge_json(self, text, source="ledger"):
         """Merges what `to_json` wrote.
@@ -67,12 +74,10 @@ class Ledger:
             version = int(content["version"])
             if version <= _VERSION:
                 entries = [
-                    (
-                        event_from_config(entry),
-                        _checks.integer(source, "steps", entry["steps"], at_least=0),
-                    )
-                    for entry in content["entries"]
+                    (event_from_config(e), _checks.integer(source, "steps", e["steps"], at_least=0))
+                    for e in content["entries"]
                 ]
+                seeded = bool(content["seeded"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 _checks.message(
@@ -84,11 +89,10 @@ class Ledger:
             ) from error
         if version > _VERSION:
             raise ValueError(
-                _checks.message(
-                    source, f"version at most {_VERSION}", f"version {version}", "Update lipdp."
-                )
+                _checks.message(source, f"version at most {_VERSION}", f"version {version}", "Update lipdp.")
             )
         self.merge(entries)
+        self.seeded = self.seeded or seeded
 
     def write(self, path, ahead=0, event=None):
         """Writes the ledger to a file that is always whole: to a temporary name, fsync, rename."""

@@ -45,7 +45,8 @@ class DP_TauCategoricalCrossentropy(DP_Loss):
         y_true: tensor (batch, classes), one-hot or on the simplex.
         y_pred: tensor (batch, classes), logits.
 
-    Bounds: gradient of one example at its logits `softmax(tau z) - y`, a difference of two points of the simplex: norm at
+    Bounds: gradient of one example at its logits `softmax(tau z) - y`, a difference of two points of the simplex: norm
+        at
     most `sqrt(2)`, approached when the wrong class is certain.
 
     Raises:

@@ -32,8 +32,8 @@ class DP_Sequential(PrivateModel, keras.Sequential):
         layers: list of layers of `deel.lipdp.layers`, `DP_BoundedInput` first.
         dp_parameters: `DPParameters`.
         dataset_metadata: `DatasetMetadata`.
-        debug: bool, log bounds, gradient norms and noise of each step at DEBUG level; needs `run_eagerly=True`. The norms
-            are private data.
+        debug: bool, log bounds, gradient norms and noise of each step at DEBUG level; needs `run_eagerly=True`. The
+            norms are private data.
         **kwargs: other arguments of `keras.Sequential`.
 
     Attributes:
@@ -82,13 +82,9 @@ class DP_Model(PrivateModel, keras.Model):
     def __init__(self, dp_layers, *, dp_parameters, dataset_metadata, debug=False, **kwargs):
         unknown = sorted(set(kwargs) - {"name", "trainable", "dtype"})
         if unknown:
-            raise TypeError(
-                _checks.message("DP_Model", "a list of layers", f"{unknown}", "Pass dp_layers=[...].")
-            )
+            raise TypeError(_checks.message("DP_Model", "a list of layers", f"{unknown}", "Pass dp_layers=[...]."))
         super().__init__(**kwargs)
-        self.dp_layers = [
-            layer for layer in dp_layers if not isinstance(layer, keras.layers.InputLayer)
-        ]
+        self.dp_layers = [layer for layer in dp_layers if not isinstance(layer, keras.layers.InputLayer)]
         self._start(dp_parameters, dataset_metadata, debug)
         shapes = [layer.batch_shape for layer in dp_layers if hasattr(layer, "batch_shape")]
         shapes += [(None, *metadata.input_shape) for metadata in [dataset_metadata]]

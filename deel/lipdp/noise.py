@@ -1,4 +1,5 @@
-"""How much noise each variable gets: one table from strategy to coefficients, one place that divides by the batch size."""
+"""How much noise each variable gets: one table from strategy to coefficients, one place that divides by the batch
+size."""
 
 import math
 
@@ -33,10 +34,10 @@ def _global_coefs(model, gradient_bounds):
 
 
 def _optimal_coefs(model, gradient_bounds):
-    # Least noise energy sum d_k s_k^2 at a given joint multiplier: s_k^2 proportional to Delta_k / sqrt(d_k) (Lagrange).
+    # Least noise energy sum d_k s_k^2 at a given joint multiplier: s_k^2 proportional to Delta_k / sqrt(d_k)
+    # (Lagrange).
     weights = {
-        key: gradient_bounds[key] * math.sqrt(math.prod(variable.shape))
-        for key, _, variable in _variables(model)
+        key: gradient_bounds[key] * math.sqrt(math.prod(variable.shape)) for key, _, variable in _variables(model)
     }
     total = sum(weights.values())
     return {key: math.sqrt(total / weight) for key, weight in weights.items()}
@@ -92,9 +93,7 @@ def noise_multiplier_for(joint, strategy, nm_coefs):
     Raises:
         TypeError: for an unknown strategy.
     """
-    strategy = _checks.choice(
-        "noise_multiplier_for", "strategy", strategy, STRATEGIES, error=TypeError
-    )
+    strategy = _checks.choice("noise_multiplier_for", "strategy", strategy, STRATEGIES, error=TypeError)
     joint = _checks.number("noise_multiplier_for", "joint", joint, at_least=0.0)
     return joint * _relative_precision(nm_coefs) if strategy == "per-layer" else joint
 

@@ -24,8 +24,8 @@ class DPParameters:
         noisify_strategy: `"per-layer"` (alias `"local"`): each variable gets noise in proportion to its own gradient
             bound; `"global"`: every variable gets one stddev, in proportion to the norm of all bounds together;
             `"optimal"`: the allocation with the least total noise energy for the same privacy.
-        noise_multiplier: float >= 0, stddev of the noise over the L2 sensitivity: of one layer for `"per-layer"`, of all
-            the gradients together otherwise. Zero adds no noise and reports infinite epsilon.
+        noise_multiplier: float >= 0, stddev of the noise over the L2 sensitivity: of one layer for `"per-layer"`, of
+            all the gradients together otherwise. Zero adds no noise and reports infinite epsilon.
         delta: float in (0, 1), the probability the guarantee leaves out; well below one over the number of examples.
         noise_seed: int or None. An int makes the noise reproducible, for tests and studies only: whoever knows the seed
             can subtract the noise, so epsilon is reported as infinite.
@@ -42,9 +42,7 @@ class DPParameters:
 
     def __post_init__(self):
         who = "DPParameters"
-        strategy = _checks.choice(
-            who, "noisify_strategy", self.noisify_strategy, STRATEGIES, error=TypeError
-        )
+        strategy = _checks.choice(who, "noisify_strategy", self.noisify_strategy, STRATEGIES, error=TypeError)
         multiplier = _checks.number(who, "noise_multiplier", self.noise_multiplier, at_least=0.0)
         delta = _checks.number(who, "delta", self.delta, above=0.0, below=1.0)
         object.__setattr__(self, "noisify_strategy", strategy)

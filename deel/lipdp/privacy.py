@@ -26,12 +26,12 @@ def get_eps_delta(model, epochs=None, accountant="rdp"):
         model: a built and compiled `DP_Sequential` or `DP_Model`.
         epochs: int or None. None prices the steps the model's ledger has counted, whatever made them; a number prices
             that many epochs of a fresh model, under the sampling its metadata declare.
-        accountant: `"rdp"` (autodp) or `"pld"` (dp-accounting, tighter).
+        accountant: `"rdp"` (autodp), `"pld"` (dp-accounting, tighter), or an accountant object.
 
     Returns:
-        (epsilon, delta). Epsilon is infinite for a noise multiplier of 0 and for a fixed `noise_seed`. It holds for
-        adding or removing one example when all steps were Poisson-sampled, for zeroing one example out otherwise
-        (`neighboring_relation(model.ledger.entries())`).
+        (epsilon, delta). Epsilon is infinite for a noise multiplier of 0 and where noise or batches were seeded. It
+        holds for adding or removing one example when all steps were Poisson-sampled, for zeroing one example out
+        otherwise (`neighboring_relation(model.ledger.entries())`).
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -44,6 +44,5 @@ def get_eps_delta(model, epochs=None, accountant="rdp"):
         steps = epochs * model.dataset_metadata.nb_steps_per_epochs
         entries = [(planned_event(model), steps)]
     epsilon = compute_epsilon(entries, parameters.delta, accountant)
-    if parameters.noise_seed is not None and epsilon > 0:
-        epsilon = math.inf
-    return epsilon, parameters.delta
+    seeded = parameters.noise_seed is not None or model.ledger.seeded
+    return (math.inf if seeded and epsilon > 0 else epsilon), parameters.delta

@@ -64,9 +64,7 @@ def build_model(recipe, dp_parameters, dataset_metadata):
         layers.DP_BoundedInput(dataset_metadata.max_norm, input_shape=dataset_metadata.input_shape),
         layers.DP_LayerCentering(),
         layers.DP_NormalizeToBall(1.0),
-        layers.DP_QuickSpectralConv2D(
-            recipe.filters, recipe.patch_size, strides=recipe.patch_size, name="conv"
-        ),
+        layers.DP_QuickSpectralConv2D(recipe.filters, recipe.patch_size, strides=recipe.patch_size, name="conv"),
         layers.DP_Abs(),
         layers.DP_Flatten(),
     ]

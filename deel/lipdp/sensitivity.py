@@ -17,12 +17,13 @@ def get_max_epochs(epsilon_max, model, epochs_max=1024, accountant="rdp"):
         accountant: `"rdp"` or `"pld"`.
 
     Returns:
-        int, exact: one more epoch would exceed the budget (or `epochs_max`). 0 if none fits, also with a fixed
-        `noise_seed`, whose epsilon is infinite.
+        int, exact: one more epoch would exceed the budget (or `epochs_max`). 0 if none fits, also where noise or
+        batches
+        are seeded: epsilon is then infinite.
     """
     epsilon_max = _checks.number("get_max_epochs", "epsilon_max", epsilon_max, above=0.0)
     epochs_max = _checks.integer("get_max_epochs", "epochs_max", epochs_max)
-    if model.dp_parameters.noise_seed is not None:
+    if model.dp_parameters.noise_seed is not None or model.ledger.seeded:
         return 0
     steps_per_epoch = model.dataset_metadata.nb_steps_per_epochs
     steps = max_steps(

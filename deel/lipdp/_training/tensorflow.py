@@ -48,8 +48,8 @@ class StepPlan:
 class NoiseSource:
     """Gaussian noise from a 128-bit key and a counter that never repeats within the life of the key.
 
-    The key comes from the operating system, or from a seed for tests and studies. It is in no checkpoint, log or config.
-    Philox, the generator, is fast and statistically sound; it is not a cryptographic one.
+    The key comes from the operating system, or from a seed for tests and studies. It is in no checkpoint, log or
+    config. Philox, the generator, is fast and statistically sound; it is not a cryptographic one.
 
     Args:
         seed: int or None.
@@ -107,9 +107,7 @@ class CertifiedWeights:
         self.variables = list(variables)
         for variable in self.variables:
             _restore(variable)
-        self._copies = [
-            tf.Variable(v.value, trainable=False, name="certified") for v in self.variables
-        ]
+        self._copies = [tf.Variable(v.value, trainable=False, name="certified") for v in self.variables]
 
     def restore(self):
         """Projects every variable that was assigned from outside, if it is outside its set. Works in a graph."""
@@ -149,9 +147,7 @@ def _guarded_cotangents(loss, y, y_pred, weights, radius):
     """
     with tf.GradientTape() as tape:
         tape.watch(y_pred)
-        losses = tf.vectorized_map(
-            lambda pair: tf.reduce_mean(loss(pair[0][None], pair[1][None])), (y, y_pred)
-        )
+        losses = tf.vectorized_map(lambda pair: tf.reduce_mean(loss(pair[0][None], pair[1][None])), (y, y_pred))
         losses = tf.reshape(losses, [-1]) * tf.cast(weights, y_pred.dtype)
     cotangents = tape.gradient(losses, y_pred, unconnected_gradients="zero")
     return losses, _linalg.project_on_ball(_linalg.finite_or_zero(cotangents), radius)
@@ -187,8 +183,7 @@ def _update_metrics(model, x, y, y_pred, losses, sample_weight, weights):
         # Keras's unweighted metrics ignore the weight; an example of weight 0 took no part in the step.
         present = weights > 0
         y, y_pred, losses, sample_weight = (
-            tf.boolean_mask(t, present)
-            for t in (y, y_pred, losses, tf.reshape(sample_weight, [-1]))
+            tf.boolean_mask(t, present) for t in (y, y_pred, losses, tf.reshape(sample_weight, [-1]))
         )
     count = tf.cast(tf.shape(losses)[0], losses.dtype)
     mean = tf.math.divide_no_nan(tf.reduce_sum(losses), count)
@@ -262,8 +257,8 @@ def per_example_gradient_norms(model, loss, radius, data):
         data: `(x, y)` or `(x, y, sample_weight)`, a batch.
 
     Returns:
-        (norms, mean_norms): array (batch, variables) of each example's gradient norms, and array (variables,) of the norm
-        of the gradient summed over the batch.
+        (norms, mean_norms): array (batch, variables) of each example's gradient norms, and array (variables,) of the
+        norm of the gradient summed over the batch.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)

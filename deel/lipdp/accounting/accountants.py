@@ -29,8 +29,9 @@ _LEAST_MULTIPLIER, _LARGEST_MULTIPLIER = 1e-6, 1e6
 # of the delta of a composed privacy loss (the n-th power of a Fourier transform is off by about n * 2e-16).
 _RDP_ERROR, _FFT_ERROR = 1e-14, 16 * 2.3e-16
 _ROOT_ERROR = 1e-9  # relative, of the root finder in the exact Gaussian formula
-# Widths of the grid of privacy losses: usual, finest, and coarsest before RDP takes over (epsilon in the thousands).
-_WIDTH, _FINEST_WIDTH, _COARSEST_WIDTH = 1e-4, 1e-10, 0.1
+# Widths of the grid of privacy losses: usual; finest, because probabilities are differences divided by the width; and
+# coarsest before RDP takes over (epsilon in the thousands).
+_WIDTH, _FINEST_WIDTH, _COARSEST_WIDTH = 1e-4, 1e-6, 0.1
 
 
 def _sampling_probability(who, event):
@@ -173,7 +174,8 @@ def _loss_width(terms):
     """Returns the width of the grid on which privacy losses are rounded.
 
     Losses are rounded towards more epsilon, so the width never decides soundness: only time, memory and tightness. It
-    is a twentieth of the spread of one step's loss at most, within about 2 million grid points.
+    is at most a tenth of the spread of one step's loss (which costs about 1e-4 of epsilon), unless that would take more
+    than 2 million grid points.
     """
     width, reach, total = _WIDTH, 0.0, 0.0
     for (probability, multiplier), steps in terms.items():
@@ -182,7 +184,7 @@ def _loss_width(terms):
         largest = precision / 2 + 10 / multiplier
         mean = min(math.log1p(ratio_stddev**2), probability * precision / 2)
         stddev = min(ratio_stddev, math.sqrt(probability) * largest)
-        width = min(width, ratio_stddev / 20) if probability < 1.0 else width
+        width = min(width, ratio_stddev / 10) if probability < 1.0 else width
         reach = max(reach, largest)
         total += 2 * steps * mean + 16 * math.sqrt(steps) * stddev + largest
     width = max(width, reach / 3e5, total / 2e6, _FINEST_WIDTH)

@@ -78,9 +78,7 @@ class GaussianStep:
                     "Take it from the sampler that makes the batches.",
                 )
             )
-        multiplier = _checks.number(
-            "GaussianStep", "noise_multiplier", self.noise_multiplier, at_least=0.0
-        )
+        multiplier = _checks.number("GaussianStep", "noise_multiplier", self.noise_multiplier, at_least=0.0)
         object.__setattr__(self, "noise_multiplier", multiplier)
 
     @property
@@ -118,7 +116,5 @@ def event_from_config(config):
             )
         )
     arguments = dict(config["sampling"])
-    sampling = _checks.choice(
-        "event_from_config", "sampling", arguments.pop("name", None), _SAMPLINGS
-    )(**arguments)
+    sampling = _checks.choice("event_from_config", "sampling", arguments.pop("name", None), _SAMPLINGS)(**arguments)
     return GaussianStep(sampling, config["noise_multiplier"])

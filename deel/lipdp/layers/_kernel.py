@@ -23,7 +23,8 @@ _EPS32 = float(np.finfo("float32").eps)
 
 
 class UnitBall(keras.constraints.Constraint):
-    """Projects a kernel into the set of kernels whose certified norm is at most 1, as a fixed function of the kernel."""
+    """Projects a kernel into the set of kernels whose certified norm is at most 1, as a fixed function of the
+    kernel."""
 
     def __init__(self, layer):
         self._layer = layer

@@ -27,10 +27,11 @@ class DP_QuickSpectralConv2D(SpectralKernel, keras.layers.Conv2D):
     Output shape: `(batch, new rows, new cols, filters)`.
 
     Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`, since the
-    certified operator norm is at most 1. Kernel gradient at most `sqrt(m) * input_bound * gradient_bound`, m the largest
-    number of windows one pixel is in (at most the product of `ceil(kernel / stride)` over the axes): the gradient at
-    kernel offset p is `sum_i x_(is+p)^T g_i`, of squared norm at most `(sum_i ||x_(is+p)||^2) ||g||^2`, and summed over
-    p each pixel is counted m times at most. Assumes zero padding; reflection repeats values and breaks it.
+    certified operator norm is at most 1. Kernel gradient at most `sqrt(m) * input_bound * gradient_bound`, m the
+    largest number of windows one pixel is in (at most the product of `ceil(kernel / stride)` over the axes): the
+    gradient at kernel offset p is `sum_i x_(is+p)^T g_i`, of squared norm at most `(sum_i ||x_(is+p)||^2) ||g||^2`,
+    and summed over p each pixel is counted m times at most. Assumes zero padding; reflection repeats values and breaks
+    it.
 
     Raises:
         ValueError: for a bias, groups, an activation without a known constant, a constraint of one's own, or, at build,

@@ -24,8 +24,8 @@ class DP_QuickSpectralDense(SpectralKernel, keras.layers.Dense):
     Output shape: `(batch, ..., units)`.
 
     Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`, since
-    `||W|| <= 1`. Kernel gradient at most `input_bound * gradient_bound`: it is the sum over positions of `x_p^T g_p`, of
-    norm at most `sum ||x_p|| ||g_p||`, then Cauchy-Schwarz. Attained when x and g are rank-one over positions.
+    `||W|| <= 1`. Kernel gradient at most `input_bound * gradient_bound`: it is the sum over positions of `x_p^T g_p`,
+    of norm at most `sum ||x_p|| ||g_p||`, then Cauchy-Schwarz. Attained when x and g are rank-one over positions.
 
     Raises:
         ValueError: for a bias, an activation without a known constant, or a constraint of one's own.

@@ -32,9 +32,7 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
 
     def __init__(self, clip_value, **kwargs):
         super().__init__(**kwargs)
-        self.clip_value = _checks.number(
-            f"DP_ClipGradient '{self.name}'", "clip_value", clip_value, above=0.0
-        )
+        self.clip_value = _checks.number(f"DP_ClipGradient '{self.name}'", "clip_value", clip_value, above=0.0)
 
     def call(self, inputs):
         @ops.custom_gradient

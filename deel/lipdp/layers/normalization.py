@@ -14,8 +14,8 @@ class DP_LayerCentering(NonExpansive, keras.layers.Layer):
     """Subtracts from each example its mean over some of its own axes.
 
     Args:
-        axis: int, sequence of int or None. Axes of the input to average over, never 0 (the batch). None means all but the
-            first and the last: for an image each channel is centred; for a vector its entries are.
+        axis: int, sequence of int or None. Axes of the input to average over, never 0 (the batch). None means all but
+            the first and the last: for an image each channel is centred; for a vector its entries are.
         **kwargs: `name`, `dtype`.
 
     Input shape: `(batch, ...)`, rank at least 2.
@@ -32,10 +32,7 @@ class DP_LayerCentering(NonExpansive, keras.layers.Layer):
         super().__init__(**kwargs)
         if axis is not None:
             axes = (axis,) if isinstance(axis, int) else tuple(axis)
-            axis = tuple(
-                _checks.integer(f"DP_LayerCentering '{self.name}'", "axis", a, at_least=-32)
-                for a in axes
-            )
+            axis = tuple(_checks.integer(f"DP_LayerCentering '{self.name}'", "axis", a, at_least=-32) for a in axes)
         self.axis = axis
 
     def _axes(self, rank):
@@ -98,9 +95,7 @@ class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
     def call(self, inputs):
         unit, norm, scale = _linalg.unit_scale(inputs)
         outside = scale >= self.minimum_norm / norm
-        return ops.where(
-            outside, unit * (self.radius / norm), inputs * (self.radius / self.minimum_norm)
-        )
+        return ops.where(outside, unit * (self.radius / norm), inputs * (self.radius / self.minimum_norm))
 
     def propagate_inputs(self, input_bound):
         return min(self.radius, self.radius / self.minimum_norm * input_bound)

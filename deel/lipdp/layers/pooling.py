@@ -24,7 +24,8 @@ def _pair(who, name, value):
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_ScaledL2NormPooling2D(DPLayer, keras.layers.Layer):
-    """Replaces each window by its Euclidean norm, channel by channel. Keeps the whole signal where windows tile the image.
+    """Replaces each window by its Euclidean norm, channel by channel. Keeps the whole signal where windows tile the
+    image.
 
     Args:
         pool_size: int or pair, side of a window.
