@@ -30,23 +30,16 @@ _EPS64 = float(np.finfo("float64").eps)
 _SQUARINGS = 4
 
 
-def _frobenius_sum(real, imag):
-    """Squared Frobenius norm of each matrix of a batch, as (..., 1, 1)."""
-    total = ops.sum(real * real, axis=(-2, -1), keepdims=True)
-    if imag is not None:
-        total = total + ops.sum(imag * imag, axis=(-2, -1), keepdims=True)
-    return total
-
-
 def _hermitian_norm_bound(real, imag, squarings):
     """Upper bound `||H^(2^t)||_F^(1 / 2^t)` on the norm of Hermitian `H = real + i imag`, as (..., 1, 1).
 
     Rescaled to unit Frobenius norm at each squaring: unscaled powers underflow to zero, a false bound.
     """
-    bound, exponent = 1.0, 1.0
+    bound = 1.0
     for step in range(squarings + 1):
-        norm = ops.sqrt(_frobenius_sum(real, imag))
-        bound = bound * norm**exponent
+        squares = real * real if imag is None else real * real + imag * imag
+        norm = ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True))
+        bound = bound * norm ** (0.5**step)
         if step == squarings:
             return bound
         scale = 1.0 / ops.where(norm > 0, norm, 1.0)
@@ -59,7 +52,6 @@ def _hermitian_norm_bound(real, imag, squarings):
             cross = ops.matmul(real, imag)
             real = ops.matmul(real, real) - ops.matmul(imag, imag)
             imag = cross - ops.swapaxes(cross, -2, -1)
-        exponent = exponent / 2
 
 
 def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS):
@@ -96,12 +88,13 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS):
         gram_real = gram_real + ops.matmul(ops.swapaxes(imag, -2, -1), imag)
         cross = ops.matmul(transposed, imag)
         gram_imag = cross - ops.swapaxes(cross, -2, -1)
-    identity = ops.eye(side, dtype="float64")
+    identity = np.eye(side)
     mean = ops.sum(gram_real * identity, axis=(-2, -1), keepdims=True) / side
-    plain = _hermitian_norm_bound(gram_real, gram_imag, squarings)
-    shifted = mean + _hermitian_norm_bound(gram_real - mean * identity, gram_imag, squarings)
+    shift = ops.stack([ops.zeros_like(mean), mean])
+    gram_imag = gram_imag if gram_imag is None else gram_imag[None]
+    bounds = shift + _hermitian_norm_bound(gram_real - shift * identity, gram_imag, squarings)
     slack = 1.0 + 8.0 * rows * columns * (squarings + 2) * _EPS64
-    return ops.sqrt(ops.max(ops.minimum(plain, shifted))) * slack
+    return ops.sqrt(ops.max(ops.min(bounds, axis=0))) * slack
 
 
 def orthogonalize(matrix, steps):
@@ -270,7 +263,8 @@ def unit_scale(x):
         has unit 0, norm 1 and scale 0.
     """
     axes = tuple(range(1, len(x.shape)))
-    scale = ops.stop_gradient(ops.max(ops.abs(x), axis=axes, keepdims=True))
+    # `initial` lets a batch be empty.
+    scale = ops.stop_gradient(ops.max(ops.abs(x), axis=axes, keepdims=True, initial=0))
     nonzero = scale > 0
     unit = x / ops.where(nonzero, scale, ops.ones_like(scale))
     squares = ops.sum(unit * unit, axis=axes, keepdims=True)

@@ -25,7 +25,7 @@ from deel.lipdp.bounds import (
 from deel.lipdp.ledger import Ledger
 from deel.lipdp.noise import get_noise_multiplier_coefs, joint_noise_multiplier, noise_stddevs
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
-from deel.lipdp.sampling import sampling_of
+from deel.lipdp.sampling import fixed_batch_size, sampling_of
 
 __all__ = ["PrivateModel"]
 
@@ -190,11 +190,9 @@ class PrivateModel:
                 f"{type(x).__name__} of unknown sampling",
                 "Pass the data set of poisson_batches itself (map_fn= transforms it), or leave sampling undeclared.",
             )
-        if isinstance(x, tf.data.Dataset):
-            first = keras.tree.flatten(next(iter(x.take(1)), ()))
-            found = int(first[0].shape[0]) if first and first[0].shape.rank else None
-            if found not in (None, min(metadata.batch_size, metadata.nb_samples_train)):
-                self._refuse_batch_size(found)
+        found = fixed_batch_size(x)
+        if found not in (None, metadata.batch_size):
+            self._refuse_batch_size(found)
         _logger.warning(
             "%s: the sampling of the batches is not declared, so each step is priced as one full release (zero_out "
             "relation, no amplification). Use poisson_batches for a far smaller epsilon.",
@@ -232,7 +230,6 @@ class PrivateModel:
             noise_stddevs=tuple(stddevs[key] for key in keys),
             batch_size=self.dataset_metadata.batch_size,
             loss_weight=self._loss_weight,
-            largest_batch=None if self._sampler else self.dataset_metadata.batch_size,
         )
         self.ledger.counter(plan.event)  # variables cannot be made inside a graph
         if self.dp_parameters.noise_seed is not None or (self._sampler and self._sampler.seeded):
@@ -285,10 +282,12 @@ class PrivateModel:
     # -- constraints and state -------------------------------------------------------------------------------------
 
     def restore_constraints(self):
-        """Projects every constrained weight that is outside its set."""
+        """Projects every constrained weight that is outside its set; the others keep their values."""
         variables = [v for v in self.variables if getattr(v, "constraint", None) is not None]
+        for variable in variables:
+            restore = getattr(variable.constraint, "restore", variable.constraint)
+            variable.assign(restore(variable))
         if self._certified is not None and self._certified.cover(variables):
-            self._certified.restore()
             self._certified.certify()
         else:
             self._certified = CertifiedWeights(variables)

@@ -15,9 +15,12 @@ import tensorflow as tf
 from deel.lipdp import _checks
 from deel.lipdp.accounting.events import PoissonSampling
 
-__all__ = ["SamplerInfo", "poisson_batches", "sampling_of"]
+__all__ = ["SamplerInfo", "fixed_batch_size", "poisson_batches", "sampling_of"]
 
 _MARK = "_lipdp_sampler"
+
+# Data sets that pass on the batches of the one before them.
+_KEEP_BATCHES = ("Map", "Prefetch", "Shuffle", "Repeat", "Take", "Skip", "Cache", "Options", "Cardinality")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +127,25 @@ def sampling_of(dataset):
     """
     info = getattr(dataset, _MARK, None)
     return info if isinstance(info, SamplerInfo) else None
+
+
+def fixed_batch_size(dataset):
+    """Reads the size of the batches that a data set was told to make, without drawing one.
+
+    Args:
+        dataset: any object.
+
+    Returns:
+        int; None where it is not a `tf.data.Dataset` or does not get its last axis from `.batch(size)`.
+    """
+    while isinstance(dataset, tf.data.Dataset):
+        if "Batch" in type(dataset).__name__:
+            size = tf.get_static_value(getattr(dataset, "_batch_size", None))
+            return None if size is None else int(size)
+        inputs = dataset._inputs()
+        same_rows = any(word in type(dataset).__name__ for word in _KEEP_BATCHES)
+        dataset = inputs[0] if same_rows and len(inputs) == 1 else None
+    return None
 
 
 def _generator(seed, pass_number):

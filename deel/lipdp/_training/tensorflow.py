@@ -33,7 +33,6 @@ class StepPlan:
         noise_stddevs: tuple of float, the same order, on the sum.
         batch_size: int, B, by which sum and noise are divided.
         loss_weight: float in [0, 1].
-        largest_batch: int or None, more examples than this contradict the metadata.
     """
 
     event: GaussianStep
@@ -42,7 +41,6 @@ class StepPlan:
     noise_stddevs: tuple
     batch_size: int
     loss_weight: float
-    largest_batch: int | None
 
 
 class NoiseSource:
@@ -96,39 +94,35 @@ class NoiseSource:
 class CertifiedWeights:
     """Copies of the constrained weights as they were when last known to be inside their sets.
 
-    Anything may assign weights between two steps (callbacks, checkpoints, users) without the variable's constraint.
-    Comparing with the copy finds that out exactly, at a price far below a new certificate.
+    Anything may assign weights between two steps (callbacks, users) without the variable's constraint. Comparing with
+    the copy finds that out exactly, at a price far below a new certificate.
 
     Args:
-        variables: list of variables that have a constraint.
+        variables: list of variables that have a constraint, inside their sets.
     """
 
     def __init__(self, variables):
-        self.variables = list(variables)
-        for variable in self.variables:
-            _restore(variable)
-        self._copies = [tf.Variable(v.value, trainable=False, name="certified") for v in self.variables]
-
-    def restore(self):
-        """Projects every variable that was assigned from outside, if it is outside its set. Works in a graph."""
-        for variable, copy in zip(self.variables, self._copies, strict=True):
-            moved = tf.reduce_any(tf.not_equal(variable.value, copy))
-            tf.cond(moved, lambda v=variable: _restore(v), lambda: 0)
+        self._variables = list(variables)
+        self._copies = [tf.Variable(v.value, trainable=False, name="certified") for v in variables]
 
     def cover(self, variables):
         """Whether these are the variables of `variables`, in the same order."""
-        return [id(v) for v in variables] == [id(v) for v in self.variables]
+        return [id(v) for v in variables] == [id(v) for v in self._variables]
+
+    def restore(self):
+        """Projects every variable that was assigned since; in the graph of a step."""
+        for variable, copy in zip(self._variables, self._copies, strict=True):
+
+            def project(variable=variable):
+                variable.assign(variable.constraint(variable))
+                return 0
+
+            tf.cond(tf.reduce_any(tf.not_equal(variable.value, copy)), project, lambda: 0)
 
     def certify(self):
-        """Takes the present values, just projected, as certified."""
-        for variable, copy in zip(self.variables, self._copies, strict=True):
+        """Takes the present values, known to be inside their sets, as certified."""
+        for variable, copy in zip(self._variables, self._copies, strict=True):
             copy.assign(variable.value)
-
-
-def _restore(variable):
-    constraint = variable.constraint
-    variable.assign(getattr(constraint, "restore", constraint)(variable))
-    return 0
 
 
 def _weights(sample_weight, batch):
@@ -137,6 +131,15 @@ def _weights(sample_weight, batch):
         return tf.ones([batch])
     weights = tf.reshape(tf.cast(sample_weight, "float32"), [batch])
     return tf.clip_by_value(_linalg.finite_or_zero(weights), 0.0, 1.0)
+
+
+def _never_empty(x, y, weights):
+    """Stands one example of weight 0 in for an empty batch: TensorFlow's convolutions give it a wrong shape."""
+
+    def placeholder():
+        return tuple(tf.zeros_like(tf.concat([t, tf.zeros([1, *t.shape[1:]], t.dtype)], 0)) for t in (x, y, weights))
+
+    return tf.cond(tf.shape(weights)[0] > 0, lambda: (x, y, weights), placeholder)
 
 
 def _guarded_cotangents(loss, y, y_pred, weights, radius):
@@ -179,15 +182,14 @@ def _regularizer_gradients(variables):
 
 
 def _update_metrics(model, x, y, y_pred, losses, sample_weight, weights):
-    if sample_weight is not None and not model.jit_compile:
+    if not model.jit_compile:
         # Keras's unweighted metrics ignore the weight; an example of weight 0 took no part in the step.
         present = weights > 0
-        y, y_pred, losses, sample_weight = (
-            tf.boolean_mask(t, present) for t in (y, y_pred, losses, tf.reshape(sample_weight, [-1]))
-        )
+        y, y_pred, losses = (tf.boolean_mask(t, present) for t in (y, y_pred, losses))
+        if sample_weight is not None:
+            sample_weight = tf.boolean_mask(weights, present)
     count = tf.cast(tf.shape(losses)[0], losses.dtype)
-    mean = tf.math.divide_no_nan(tf.reduce_sum(losses), count)
-    model.update_loss(mean, count)
+    model.update_loss(tf.math.divide_no_nan(tf.reduce_sum(losses), count), count)
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
@@ -202,24 +204,19 @@ def private_step(model, plan, certified, x, y, sample_weight):
     """
     variables = model.trainable_variables
     # The batch first: in a data set of unknown length the last, failing fetch must not be counted as a step.
-    with tf.control_dependencies([tf.convert_to_tensor(t) for t in tf.nest.flatten((x, y))]):
+    # (Of the identities, since a function keeps no control edge that starts at its own arguments.)
+    with tf.control_dependencies([tf.identity(t) for t in tf.nest.flatten((x, y))]):
         count = model.ledger.counter(plan.event).value.assign_add(1)
     certified.restore()
-    batch = tf.shape(y)[0]
-    checks = [count]
-    if plan.largest_batch is not None:
-        checks.append(
-            tf.debugging.assert_less_equal(
-                batch, plan.largest_batch, "A batch is larger than the batch_size of the metadata."
-            )
-        )
-    weights = _weights(sample_weight, batch)
+    weights = _weights(sample_weight, tf.shape(y)[0]) * plan.loss_weight
+    if not model.jit_compile:  # XLA has no such fault, and no tensors of two sizes
+        x, y, weights = _never_empty(x, y, weights)
     gradients, y_pred, losses = _summed_gradients(
-        model, model.loss_function, plan.output_gradient_bound, x, y, weights * plan.loss_weight
+        model, model.loss_function, plan.output_gradient_bound, x, y, weights
     )
     if model.debug:
         _log_step(model, plan, gradients)
-    with tf.control_dependencies([check for check in checks if check is not None]):
+    with tf.control_dependencies([count]):
         gradients = [g / plan.batch_size for g in gradients]
     gradients = model.add_noise(gradients, [s / plan.batch_size for s in plan.noise_stddevs])
     gradients = [

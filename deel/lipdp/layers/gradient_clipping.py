@@ -13,7 +13,7 @@ __all__ = ["DP_ClipGradient"]
 class DP_ClipGradient(NonExpansive, keras.layers.Layer):
     """Identity whose backward pass clips the cotangent of each example to norm `clip_value`.
 
-    As the last layer it lets any Keras loss be used, since the loss's own bound no longer matters, and a value below the
+    As the last layer it lets any Keras loss be used, since the loss's own bound no longer matters. A value below the
     loss's constant lowers the noise of every layer in proportion.
 
     Args:

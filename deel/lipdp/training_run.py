@@ -1,0 +1,239 @@
+"""One private training from data to run folder: the work behind `lipdp train`."""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import sys
+import time
+
+import keras
+
+from deel.lipdp import _checks, run_folder
+from deel.lipdp.accounting import calibrate_noise, neighboring_relation
+from deel.lipdp.bounds import compute_gradient_bounds
+from deel.lipdp.callbacks import DP_Accountant
+from deel.lipdp.noise import get_noise_multiplier_coefs, noise_multiplier_for
+from deel.lipdp.parameters import STRATEGIES, DatasetMetadata, DPParameters
+from deel.lipdp.pipeline import default_delta_value, load_images
+from deel.lipdp.privacy import get_eps_delta
+from deel.lipdp.recipes import RECIPES, build_model
+from deel.lipdp.sampling import poisson_batches
+
+__all__ = ["TrainingRun", "privacy_report", "train"]
+
+_EVALUATION_BATCH = 1000
+_LIBRARIES = ("lipdp", "keras", "tensorflow", "numpy", "scipy", "deel-lip", "dp-accounting", "autodp")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """What `train` did.
+
+    Args:
+        output: `pathlib.Path` of the run folder.
+        model: the trained `DP_Sequential`.
+        history, privacy, metrics: dicts, the content of the JSON files.
+    """
+
+    output: pathlib.Path
+    model: keras.Model
+    history: dict
+    privacy: dict
+    metrics: dict
+
+
+def train(
+    dataset,
+    epsilon,
+    output,
+    *,
+    delta=None,
+    epochs=None,
+    batch_size=None,
+    strategy="optimal",
+    validation_fraction=0.1,
+    data_dir=None,
+    noise_seed=None,
+    overwrite=False,
+    progress=True,
+    command=None,
+    **overrides,
+):
+    """Trains the recipe of a data set within a privacy budget and writes a run folder.
+
+    The noise is calibrated so that the whole training costs at most `epsilon` by the PLD accountant. The folder appears
+    when everything is done; a run that fails leaves none.
+
+    Args:
+        dataset: str, a key of `RECIPES`.
+        epsilon: float > 0, the budget.
+        output: str or path of the run folder; see `deel.lipdp.run_folder`.
+        delta: float in (0, 1/n), or None for `default_delta_value`. n is the number of examples trained on.
+        epochs, batch_size: int, or None for the recipe's.
+        strategy: str, how noise is shared out; see `DPParameters`.
+        validation_fraction: float in [0, 1), share of the training set held out for `val_accuracy`. The split is fixed.
+        data_dir: path or None; see `load_images`.
+        noise_seed: int in [0, 2^32) or None. For studies only: makes noise, batches and initial weights reproducible
+            (it sets Keras's global seed), which voids epsilon.
+        overwrite: bool, whether `output` may be an earlier run, which is then replaced.
+        progress: bool, whether Keras reports each epoch: a progress bar on a terminal, a line elsewhere.
+        command: str or None, the command line to record.
+        **overrides: other fields of `Recipe`, such as `learning_rate`; None for the recipe's.
+
+    Returns:
+        `TrainingRun`.
+
+    Raises:
+        TypeError, ValueError: before any training, for an argument out of range, an `output` that cannot be written or
+            is in use, and missing data.
+    """
+    started, who = time.perf_counter(), "train"
+    recipe = _recipe(who, dataset, {"epochs": epochs, "batch_size": batch_size, **overrides})
+    epsilon = _checks.number(who, "epsilon", epsilon, above=0.0)
+    strategy = _checks.choice(who, "strategy", strategy, STRATEGIES, error=TypeError)
+    fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
+    if delta is not None:
+        delta = _checks.number(who, "delta", delta, above=0.0, below=1.0)
+    if noise_seed is not None:
+        noise_seed = _checks.integer(who, "noise_seed", noise_seed, at_least=0, at_most=2**32 - 1)
+    output = run_folder.check_output(output, overwrite)
+
+    data = load_images(dataset, data_dir)
+    (x, y), validation = data.hold_out(fraction) if fraction else ((data.x_train, data.y_train), None)
+    metadata = DatasetMetadata(
+        input_shape=x.shape[1:],
+        nb_samples_train=len(x),
+        batch_size=recipe.batch_size,
+        max_norm=data.max_norm,
+        nb_classes=len(data.class_names),
+        nb_samples_test=len(data.x_test),
+        class_names=data.class_names,
+        sampling="poisson",
+    )
+    delta = default_delta_value(metadata) if delta is None else delta
+    remedy = f"A delta of 1 / n, n = {len(x)}, allows publishing one whole record."
+    _checks.number(who, "delta", delta, above=0.0, below=1.0 / len(x), remedy=remedy)
+    if noise_seed is not None:
+        keras.utils.set_random_seed(noise_seed)
+    # Built once without noise: it refuses bad settings early, and the conversion below needs its coefficients.
+    coefs = get_noise_multiplier_coefs(build_model(recipe, DPParameters(strategy, 0.0, delta), metadata))
+    joint = calibrate_noise(epsilon, delta, recipe.batch_size, len(x), recipe.epochs, accountant="pld")
+    joint *= 1.0 + 1e-12  # so that rounding in the conversion cannot land below the noise that was priced
+    multiplier = noise_multiplier_for(joint, strategy, coefs)
+    model = build_model(recipe, DPParameters(strategy, multiplier, delta, noise_seed), metadata)
+
+    with run_folder.new_run_folder(output, overwrite) as folder:
+        fitted = model.fit(
+            poisson_batches(x, y, recipe.batch_size, seed=noise_seed),
+            epochs=recipe.epochs,
+            validation_data=validation,
+            validation_batch_size=_EVALUATION_BATCH,
+            callbacks=[DP_Accountant(accountant="pld")],
+            # A bar redraws its line, which is unreadable in a log file.
+            verbose=(1 if sys.stdout.isatty() else 2) if progress else 0,
+        )
+        test = model.evaluate(data.x_test, data.y_test, batch_size=_EVALUATION_BATCH, verbose=0, return_dict=True)
+        history = run_folder.write_json(folder / "history.json", fitted.history)
+        privacy = run_folder.write_json(folder / "privacy.json", privacy_report(model, epsilon))
+        settings = {
+            "dataset": dataset,
+            "epsilon": epsilon,
+            "delta": delta,
+            "strategy": strategy,
+            "validation_fraction": fraction,
+            "noise_seed": noise_seed,
+            "recipe": dataclasses.asdict(recipe),
+        }
+        metrics = {
+            "test_accuracy": test["accuracy"],
+            "test_loss": test["loss"],
+            "val_accuracy": history.get("val_accuracy", [None])[-1],
+            "val_loss": history.get("val_loss", [None])[-1],
+            "wall_seconds": round(time.perf_counter() - started, 1),
+            "command": command,
+            "settings": settings,
+        }
+        metrics = run_folder.write_json(folder / "metrics.json", metrics)
+        run_folder.write_curve(folder / "curve.png", history)
+        model.save(folder / "model.keras")
+    return TrainingRun(output, model, history, privacy, metrics)
+
+
+def _recipe(who, dataset, overrides):
+    recipe = _checks.choice(who, "dataset", dataset, RECIPES)
+    fields = [field.name for field in dataclasses.fields(recipe)]
+    unknown = sorted(set(overrides) - set(fields))
+    if unknown:
+        raise TypeError(_checks.message(who, f"fields of Recipe ({', '.join(fields)})", ", ".join(unknown), ""))
+    recipe = dataclasses.replace(recipe, **{key: value for key, value in overrides.items() if value is not None})
+    # The rest is checked by the metadata, the layers and the loss that get it.
+    _checks.integer(who, "epochs", recipe.epochs)
+    _checks.number(who, "learning_rate", recipe.learning_rate, above=0.0)
+    return recipe
+
+
+def privacy_report(model, target_epsilon=None):
+    """What a trained model has spent, under which assumptions, in numbers and in words.
+
+    Args:
+        model: a `DP_Sequential` or `DP_Model` after `fit` on `poisson_batches`.
+        target_epsilon: float or None, the budget it was calibrated for.
+
+    Returns:
+        dict for `privacy.json`. Every epsilon is None if noise or batches were seeded.
+    """
+    parameters, metadata = model.dp_parameters, model.dataset_metadata
+    entries = model.ledger.entries()
+    [(event, steps)] = entries  # one fit, one sampler, one multiplier
+    seeded = parameters.noise_seed is not None or model.ledger.seeded
+    prices = {name: None if seeded else get_eps_delta(model, accountant=name)[0] for name in ("pld", "rdp")}
+    return {
+        "epsilon": prices["pld"],
+        "delta": parameters.delta,
+        "epsilon_pld": prices["pld"],
+        "epsilon_rdp": prices["rdp"],
+        "target_epsilon": target_epsilon,
+        "seeded": seeded,
+        "neighboring_relation": neighboring_relation(entries),
+        "sampling": event.sampling.name,
+        "sampling_probability": event.sampling.sampling_probability,
+        "num_examples": metadata.nb_samples_train,
+        "batch_size": metadata.batch_size,
+        "steps": steps,
+        "strategy": parameters.noisify_strategy,
+        "noise_multiplier": parameters.noise_multiplier,
+        "joint_noise_multiplier": event.noise_multiplier,
+        "bounds": compute_gradient_bounds(model),
+        "ledger": json.loads(model.ledger.to_json()),
+        "statement": _statement(prices["pld"], parameters.delta, metadata, event, steps),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions():
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def _statement(epsilon, delta, metadata, event, steps):
+    if epsilon is None:
+        return (
+            "No privacy: noise and batches come from a known seed, so that the noise can be subtracted. "
+            "This run is for studies on public data."
+        )
+    return (
+        f"The weights, at every step and at the end, are ({epsilon:.4f}, {delta:g})-differentially private. "
+        "The unit of protection is one training example: adding or removing any single one changes the probability of "
+        "any outcome by a factor of at most exp(epsilon), up to delta. Someone with k examples in the data is "
+        "protected less. "
+        f"This holds for {steps} steps of Gaussian noise with joint multiplier {event.noise_multiplier:.6g}, which "
+        f"each example enters independently with probability {metadata.batch_size} / {metadata.nb_samples_train} "
+        "(the sampler of this run draws so), as long as nobody learns the random draws. "
+        "Not protected: the loss and accuracy on training data (history.json, curve.png); the held-out validation and "
+        "test examples, on which exact metrics are reported; and any choice made by looking at such metrics, of "
+        "hyper-parameters or of one run among several: each run spends its own epsilon. "
+        f"The number of examples ({metadata.nb_samples_train}), the batch size ({metadata.batch_size}), the "
+        "architecture and the other settings count as public constants. Attacks on floating-point rounding are outside "
+        "the proof."
+    )

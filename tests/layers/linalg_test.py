@@ -1,0 +1,373 @@
+"""Certified norms against exact ones: never below the truth, close to it, at every scale."""
+
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_cases import conv_operator, windows
+
+from deel.lipdp import _linalg, layers
+
+# NumPy's singular values are exact to about n * 2e-16 relative; the certificate claims an upper bound beyond that.
+SVD_ERROR = 1e-13
+
+EPS32 = float(np.finfo("float32").eps)
+
+
+def certified(matrix, imag=None, **kwargs):
+    imag = None if imag is None else keras.ops.convert_to_tensor(imag)
+    return float(_linalg.matrix_norm_bound(keras.ops.convert_to_tensor(matrix), imag, **kwargs))
+
+
+def exact(matrix):
+    return float(np.linalg.norm(np.asarray(matrix, "float64"), 2))
+
+
+def matrices():
+    """(name, matrix): shapes and spectra that are hard for a certificate."""
+    rng = np.random.default_rng(0)
+    for m, n in [(1, 1), (1, 6), (6, 1), (5, 5), (3, 8), (8, 3), (40, 40), (64, 10)]:
+        yield f"normal_{m}x{n}", rng.normal(size=(m, n))
+        yield f"rank_one_{m}x{n}", np.outer(rng.normal(size=m), rng.normal(size=n))
+        yield f"isometry_{m}x{n}", np.linalg.qr(rng.normal(size=(max(m, n),) * 2))[0][:m, :n]
+        yield f"ones_{m}x{n}", np.ones((m, n))
+    yield "identity", np.eye(16)
+    yield "half_identity", np.diag([1.0] * 8 + [0.0] * 8)
+    yield "almost_isometry", np.diag([1.0 + 1e-9] + [1.0] * 15)
+    yield "negative", -np.eye(3)
+    yield "nilpotent", np.diag(np.ones(7), 1)
+    yield "one_entry", np.diag([0.0] * 7 + [3.0])
+
+
+MATRICES = dict(matrices())
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-8, 1.0, 1e8, 1e20])
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrix_bound_is_above_the_norm_and_near_it(name, scale):
+    matrix = scale * MATRICES[name]
+    truth, bound = exact(matrix), certified(matrix)
+    # Gram iteration overestimates by n^(1 / 2^(t + 2)) at most, n the smaller side.
+    most = min(matrix.shape) ** (1 / 2 ** (_linalg._SQUARINGS + 2))
+    assert truth * (1.0 - SVD_ERROR) <= bound <= truth * most * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in MATRICES if "isometry" in name or "identity" in name])
+def test_matrix_bound_is_exact_at_isometries(name):
+    """The shifted form: without it a square isometry of side n costs n^(1/64)."""
+    if name != "half_identity":
+        assert certified(MATRICES[name]) == pytest.approx(exact(MATRICES[name]), rel=1e-8)
+
+
+def test_matrix_bound_of_zeros_is_zero():
+    assert certified(np.zeros((4, 3))) == 0.0
+    assert certified(np.zeros((4, 3)), np.zeros((4, 3))) == 0.0
+
+
+def test_matrix_bound_is_homogeneous():
+    for matrix in MATRICES.values():
+        for scale in (1e-12, 0.3, 7.0, 1e12):
+            assert certified(scale * matrix) == pytest.approx(scale * certified(matrix), rel=1e-9)
+
+
+def test_matrix_bound_takes_the_largest_of_a_batch():
+    batch = np.stack([MATRICES["normal_3x8"], 5.0 * MATRICES["normal_3x8"], np.zeros((3, 8))])
+    assert certified(batch) == pytest.approx(certified(batch[1]), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (3, 7), (7, 3), (5, 1)])
+def test_matrix_bound_of_complex_matrices(shape):
+    rng = np.random.default_rng(1)
+    real, imag = rng.normal(size=shape), rng.normal(size=shape)
+    truth = np.linalg.norm(real + 1j * imag, 2)
+    assert truth * (1.0 - SVD_ERROR) <= certified(real, imag) <= truth * min(shape) ** (1 / 64) * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("squarings", [0, 1, 6, 20])
+def test_matrix_bound_holds_for_any_number_of_squarings(squarings):
+    """Powers that are not rescaled underflow: at 20 squarings they would claim 0 or the mean alone."""
+    for name, matrix in MATRICES.items():
+        for scale in (1e-6, 1.0, 1e6):
+            bound = certified(scale * matrix, squarings=squarings)
+            assert bound >= scale * exact(matrix) * (1.0 - SVD_ERROR), name
+
+
+def conv_cases():
+    """(image, kernel, strides, dilations, padding, cin, cout)"""
+    for n, k, padding in itertools.product((3, 5, 8), (1, 2, 3, 5), ("valid", "same")):
+        for s in (1, 2, 3):
+            if padding == "same" or n >= k:
+                yield (n, n), (k, k), (s, s), (1, 1), padding, 2, 3
+    yield (7, 4), (3, 2), (1, 1), (1, 1), "valid", 3, 2
+    yield (4, 9), (2, 5), (2, 1), (1, 1), "same", 1, 4
+    yield (9, 5), (3, 3), (2, 3), (1, 1), "same", 2, 2
+    yield (8, 8), (4, 4), (2, 2), (1, 1), "valid", 1, 4
+    yield (8, 8), (4, 4), (3, 3), (1, 1), "same", 2, 2
+    yield (8, 8), (3, 3), (1, 1), (2, 2), "valid", 2, 2
+    yield (7, 6), (3, 2), (1, 1), (2, 3), "same", 2, 2
+    yield (6, 9), (2, 3), (1, 1), (1, 2), "same", 1, 1
+    yield (1, 6), (1, 3), (1, 1), (1, 1), "valid", 2, 2
+    yield (4, 4), (5, 5), (1, 1), (1, 1), "same", 1, 1
+
+
+CONVS = list(conv_cases())
+
+
+def conv_name(case):
+    image, kernel, strides, dilations, padding, cin, cout = case
+    return f"{image}k{kernel}s{strides}d{dilations}{padding}{cin}to{cout}".replace(" ", "")
+
+
+def kernels(kernel_size, cin, cout, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (*kernel_size, cin, cout)
+    centre = np.zeros(shape)
+    centre[kernel_size[0] // 2, kernel_size[1] // 2] = np.eye(cin, cout)
+    yield "normal", rng.normal(size=shape)
+    yield "ones", np.ones(shape)
+    yield "rank_one", rng.normal(size=(*kernel_size, cin, 1)) * rng.normal(size=cout)
+    yield "centre", centre
+    signs = (-1.0) ** np.add.outer(np.arange(kernel_size[0]), np.arange(kernel_size[1]))
+    yield "alternating", signs[..., None, None] * np.ones(shape)
+
+
+def check_conv(case, **kwargs):
+    """Largest bound / truth over kernels; asserts that none is below 1."""
+    image, kernel_size, strides, dilations, padding, cin, cout = case
+    geometry = _linalg.ConvGeometry(image, kernel_size, strides, dilations, padding)
+    ratios = {}
+    for name, kernel in kernels(kernel_size, cin, cout, **kwargs):
+        truth = exact(conv_operator(kernel, image, strides, padding, dilations))
+        bound = float(_linalg.conv_norm_bound(keras.ops.convert_to_tensor(kernel), geometry))
+        assert truth * (1.0 - SVD_ERROR) <= bound, name
+        ratios[name] = bound / truth if truth else 1.0
+    return ratios
+
+
+@pytest.mark.parametrize("case", CONVS, ids=conv_name)
+def test_conv_bound_is_above_the_norm(case):
+    check_conv(case)
+
+
+@pytest.mark.parametrize("case", CONVS, ids=conv_name)
+def test_conv_bound_on_a_coarse_grid_is_above_the_norm(case, monkeypatch):
+    monkeypatch.setattr(_linalg, "_LARGEST_GRID", 1)
+    check_conv(case, seed=1)
+
+
+def test_conv_bound_on_a_coarse_grid_needs_its_factor(monkeypatch):
+    """A kernel whose largest frequency lies between two points of the grid."""
+    monkeypatch.setattr(_linalg, "_LARGEST_GRID", 4)
+    image, size = (1, 120), 4
+    geometry = _linalg.ConvGeometry(image, (1, size), (1, 1), (1, 1), "same")
+    side = 8 * (size - 1)
+    wave = np.cos(np.pi / side + 2 * np.pi * 3 / side * np.arange(size))
+    kernel = wave.reshape(1, size, 1, 1)
+    truth = exact(conv_operator(kernel, image, padding="same"))
+    *_, factor = geometry.frequencies
+    assert factor == pytest.approx((1 - (size - 1) / side) ** -0.5)
+    assert truth <= float(_linalg.conv_norm_bound(keras.ops.convert_to_tensor(kernel), geometry))
+    sampled = np.abs(np.fft.fft(kernel.ravel(), side)).max()
+    frequencies = np.abs(np.fft.fft(kernel.ravel(), 100 * side)).max()
+    assert sampled < frequencies <= factor * sampled
+
+
+# Certificate / truth for normal kernels, image large against the kernel. Falls when the certificate gets better.
+@pytest.mark.parametrize(
+    ("case", "recorded"),
+    [
+        (((8, 8), (3, 3), (1, 1), (1, 1), "same", 4, 6), 1.08),
+        (((8, 8), (3, 3), (2, 2), (1, 1), "same", 4, 6), 1.10),
+        (((9, 9), (5, 5), (2, 2), (1, 1), "same", 4, 5), 1.15),
+        (((9, 9), (3, 3), (3, 3), (1, 1), "valid", 4, 6), 1.03),
+        (((8, 8), (4, 4), (4, 4), (1, 1), "valid", 1, 16), 1.05),
+        (((9, 9), (3, 3), (1, 1), (2, 2), "same", 3, 3), 1.30),
+    ],
+    ids=str,
+)
+def test_conv_bound_is_near_the_norm(case, recorded):
+    assert check_conv(case)["normal"] <= recorded
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("case", CONVS, ids=conv_name)
+def test_conv_bound_is_above_the_norm_of_more_kernels(case, seed):
+    check_conv(case, seed=10 + seed)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_conv_bound_is_homogeneous_and_zero_at_zero(scale):
+    geometry = _linalg.ConvGeometry((6, 6), (3, 3), (2, 2), (1, 1), "same")
+    (_, kernel), *_ = kernels((3, 3), 2, 3)
+    kernel = kernel.astype("float32")
+
+    def bound(k):
+        return float(_linalg.conv_norm_bound(keras.ops.convert_to_tensor(k), geometry))
+
+    # The scaled kernel is rounded to single precision once more.
+    assert bound(np.float32(scale) * kernel) == pytest.approx(scale * bound(kernel), rel=4 * EPS32)
+    assert bound(0.0 * kernel) == 0.0
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_window_count_against_counting(padding):
+    for n, k, s, d in itertools.product(range(1, 10), range(1, 6), range(1, 5), (1, 2, 3)):
+        if d > 1 and s > 1:
+            continue  # refused by Keras
+        if padding == "valid" and (k - 1) * d + 1 > n:
+            assert _linalg.window_count(n, k, s, padding, d) == 0
+            continue
+        counts = np.zeros(n, int)
+        for _, pairs in windows((n,), (k,), (s,), padding, (d,)):
+            for _, pixel in pairs:
+                counts[pixel] += 1
+        found = _linalg.window_count(n, k, s, padding, d)
+        assert found == counts.max()
+        assert found <= math.ceil(k * math.gcd(d, s) / s)
+
+
+def test_window_count_of_an_image_is_the_product_over_axes():
+    geometry = _linalg.ConvGeometry((9, 4), (3, 5), (2, 1), (1, 1), "same")
+    counts = np.zeros((9, 4), int)
+    for _, pairs in windows((9, 4), (3, 5), (2, 1), "same"):
+        for _, pixel in pairs:
+            counts[pixel] += 1
+    assert geometry.window_count == counts.max() == 8
+
+
+def raw_kernels(shape):
+    rng = np.random.default_rng(3)
+    yield "normal", rng.normal(size=shape)
+    yield "ones", np.ones(shape)
+    yield "rank_one", rng.normal(size=(*shape[:-1], 1)) * rng.normal(size=shape[-1])
+    yield "zeros", np.zeros(shape)
+    one = np.zeros(shape)
+    one.flat[0] = 1.0
+    yield "one_entry", one
+    yield "mixed_scales", rng.normal(size=shape) * 10.0 ** rng.uniform(-15, 0, size=shape)
+
+
+PROJECTED = [
+    (layers.DP_QuickSpectralDense, (12, 7), (12,), {"units": 7}),
+    (layers.DP_SpectralDense, (12, 12), (12,), {"units": 12}),
+    (layers.DP_SpectralDense, (1, 9), (1,), {"units": 9}),
+    (layers.DP_SpectralDense, (9, 1), (9,), {"units": 1}),
+    (layers.DP_QuickSpectralConv2D, (3, 3, 2, 4), (6, 6, 2), {"filters": 4, "kernel_size": 3}),
+    (layers.DP_SpectralConv2D, (3, 3, 4, 2), (5, 5, 4), {"filters": 2, "kernel_size": 3, "strides": 2}),
+    (layers.DP_SpectralConv2D, (4, 4, 1, 8), (8, 8, 1), {"filters": 8, "kernel_size": 4, "strides": 4}),
+]
+
+
+# Powers of ten up to the largest squares and down to the smallest in single precision, and beyond.
+@pytest.mark.parametrize("scale", [1e-35, 1e-20, 1e-12, 1e-6, 1.0, 1e6, 1e10, 1e20, 1e35])
+@pytest.mark.parametrize("setup", PROJECTED, ids=lambda setup: f"{setup[0].__name__}{setup[1]}".replace(" ", ""))
+def test_projection_is_finite_certified_and_kept(setup, scale):
+    cls, shape, input_shape, arguments = setup
+    layer = cls(**arguments)
+    layer.build((None, *input_shape))
+    for name, raw in raw_kernels(shape):
+        raw = (scale * raw).astype("float32")
+        kernel = layer.kernel_constraint(keras.ops.convert_to_tensor(raw))
+        assert np.isfinite(kernel.numpy()).all(), name
+        norm = float(layer.certified_norm(kernel))
+        assert norm <= 1.0, name
+        if raw.any():
+            # Not merely small: after projection the certificate is at its limit, up to the margin for rounding.
+            assert norm >= 1.0 - 1e-5, name
+        kept = layer.kernel_constraint.restore(kernel)
+        np.testing.assert_array_equal(kept.numpy(), kernel.numpy())
+
+
+def test_projection_brings_singular_values_together():
+    rng = np.random.default_rng(4)
+    raw = keras.ops.convert_to_tensor((np.eye(16) + 0.05 * rng.normal(size=(16, 16))).astype("float32"))
+    spread = {}
+    for cls in (layers.DP_QuickSpectralDense, layers.DP_SpectralDense):
+        layer = cls(16)
+        layer.build((None, 16))
+        values = np.linalg.svd(layer.project(raw).numpy(), compute_uv=False)
+        spread[cls] = values.max() / values.min()
+    before = np.linalg.cond(raw.numpy())
+    assert spread[layers.DP_SpectralDense] <= spread[layers.DP_QuickSpectralDense] < before
+    assert spread[layers.DP_SpectralDense] < 1.001
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (1, 5)])
+def test_orthogonalize_ends_at_an_isometry_of_the_same_row_space(shape):
+    rng = np.random.default_rng(5)
+    matrix = rng.normal(size=shape).astype("float32")
+    result = _linalg.orthogonalize(keras.ops.convert_to_tensor(matrix), 40).numpy()
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    np.testing.assert_allclose(result, u @ v, atol=1e-4)
+
+
+# Examples at the edge of single precision. Squares of 1e38 and of 1e-38 are not numbers there.
+EDGES = {
+    "zeros": [0.0, 0.0, 0.0],
+    "denormal": [1e-45, 0.0, 0.0],
+    "denormals": [1e-40, -1e-40, 1e-40],
+    "smallest": [1.2e-38, 0.0, 1.2e-38],
+    "tiny": [1e-30, 2e-30, 0.0],
+    "mixed": [1e38, 1e-38, 1.0],
+    "huge": [3e38, -3e38, 3e38],
+    "largest": [float(np.finfo("float32").max), 0.0, 0.0],
+    "plain": [3.0, 4.0, 0.0],
+    "inside": [0.3, 0.4, 0.0],
+    "on_the_sphere": [0.6, 0.8, 0.0],
+}
+
+
+def edge(name):
+    return np.array([EDGES[name]], "float32")
+
+
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("radius", [1e-15, 1.0, 1e15])
+def test_project_on_ball_at_the_edges(name, radius):
+    x = tf.constant(edge(name))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = _linalg.project_on_ball(x, radius)
+    length = np.linalg.norm(edge(name).astype("float64"))
+    np.testing.assert_allclose(np.linalg.norm(y.numpy().astype("float64")), min(length, radius), rtol=3e-6, atol=1e-44)
+    if length <= radius * (1 - 1e-6):
+        np.testing.assert_array_equal(y.numpy(), x.numpy())
+    for cotangent in np.eye(3, dtype="float32"):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = _linalg.project_on_ball(x, radius)
+        gradient = tape.gradient(y, x, tf.constant(cotangent[None])).numpy()
+        assert np.isfinite(gradient).all()
+        assert np.linalg.norm(gradient.astype("float64")) <= 1.0 + 1e-6
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_unit_scale_at_the_edges(name):
+    unit, norm, scale = (part.numpy().astype("float64") for part in _linalg.unit_scale(tf.constant(edge(name))))
+    assert norm >= 1.0
+    assert abs(unit).max() <= 1.0
+    np.testing.assert_allclose(unit * scale, edge(name), rtol=1e-6, atol=2e-45)
+    if scale > 0:
+        np.testing.assert_allclose(norm, np.linalg.norm(unit), rtol=1e-6)
+
+
+def test_finite_or_zero_keeps_what_is_finite():
+    x = np.array([[np.nan, np.inf, -np.inf, 3e38, -1e-45, 0.0]], "float32")
+    kept = _linalg.finite_or_zero(tf.constant(x))
+    np.testing.assert_array_equal(kept.numpy(), np.array([[0, 0, 0, 3e38, -1e-45, 0]], "float32"))
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = _linalg.finite_or_zero(x)
+    np.testing.assert_array_equal(tape.gradient(y, x).numpy(), [[0, 0, 0, 1, 1, 1]])
+
+
+def test_examples_are_projected_one_by_one():
+    batch = np.concatenate([edge(name) for name in EDGES])
+    together = _linalg.project_on_ball(tf.constant(batch), 1.0).numpy()
+    alone = [_linalg.project_on_ball(tf.constant(edge(name)), 1.0).numpy()[0] for name in EDGES]
+    np.testing.assert_array_equal(together, alone)

@@ -1,0 +1,255 @@
+"""What was released is counted, whatever Keras does around the step, and the count never goes down."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from doubles import data, model
+
+from deel.lipdp.accounting import GaussianStep, PoissonSampling, UndeclaredSampling, compute_epsilon
+from deel.lipdp.callbacks import DP_Accountant, DP_BackupAndRestore
+from deel.lipdp.ledger import Ledger
+from deel.lipdp.model import get_eps_delta
+from deel.lipdp.sampling import poisson_batches
+
+
+def unknown_length(x, y, batch_size):
+    """Batches of a data set whose length TensorFlow does not know."""
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).filter(lambda *_: True)
+
+
+def test_every_way_of_training_counts():
+    x, y = data(40)
+    private = model()
+    private.fit(x, y, epochs=2, verbose=0)
+    assert private.ledger.steps == 10
+    private.fit(x, y, epochs=5, initial_epoch=4, verbose=0)  # a second fit, one epoch of it
+    assert private.ledger.steps == 15
+    private.fit(unknown_length(x, y, 8), epochs=3, verbose=0)  # no phantom step at the end of an epoch
+    assert private.ledger.steps == 30
+    private.fit(unknown_length(x, y, 8).repeat(), epochs=1, steps_per_epoch=7, verbose=0)
+    assert private.ledger.steps == 37
+    private.train_on_batch(x[:8], y[:8])
+    assert private.ledger.steps == 38
+    private.evaluate(x, y, verbose=0)
+    private.predict(x, verbose=0)
+    assert private.ledger.steps == 38
+
+
+def test_steps_per_execution_counts_each_step():
+    x, y = data(40)
+    private = model(compile_arguments={"steps_per_execution": 3})
+    private.fit(unknown_length(x, y, 8), epochs=2, verbose=0)
+    assert private.ledger.steps == 10
+
+
+def test_poisson_and_undeclared_are_two_events():
+    x, y = data(40)
+    private = model()
+    private.fit(poisson_batches(x, y, 8), verbose=0)
+    private.fit(poisson_batches(x, y, 8).take(2), verbose=0)  # derived: what it samples is no longer known
+    private.fit(x, y, verbose=0)
+    joint = 1.0 / math.sqrt(3)
+    poisson, undeclared = GaussianStep(PoissonSampling(0.2), joint), GaussianStep(UndeclaredSampling(), joint)
+    assert dict(private.ledger.entries()) == {poisson: 5, undeclared: 7}
+    assert get_eps_delta(private)[0] == compute_epsilon([(poisson, 5), (undeclared, 7)], 1e-5)
+
+
+def test_changed_noise_is_another_event(tmp_path):
+    x, y = data(40)
+    first = model(noise_multiplier=1.0)
+    first.fit(x, y, verbose=0)
+    first.save_weights(tmp_path / "w.weights.h5")
+    second = model(noise_multiplier=2.0)
+    second.load_weights(tmp_path / "w.weights.h5")
+    second.fit(x, y, verbose=0)
+    assert [(event.noise_multiplier, steps) for event, steps in second.ledger.entries()] == [
+        (pytest.approx(1 / math.sqrt(3)), 5),
+        (pytest.approx(2 / math.sqrt(3)), 5),
+    ]
+
+
+def test_nothing_that_sets_weights_lowers_the_count(tmp_path):
+    x, y = data(40)
+    private = model(metrics=["accuracy"])
+    private.fit(x, y, epochs=1, verbose=0)
+    private.save_weights(tmp_path / "early.weights.h5")
+    early = private.get_weights()
+    stopper = keras.callbacks.EarlyStopping("val_loss", patience=0, restore_best_weights=True, min_delta=10.0)
+    private.fit(x, y, epochs=3, verbose=0, validation_data=(x, y), callbacks=[stopper])
+    assert private.ledger.steps == 15  # stopped after two epochs, went back to the first
+    private.load_weights(tmp_path / "early.weights.h5")
+    private.set_weights(early)
+    assert private.ledger.steps == 15
+    fresh = model()
+    fresh.load_weights(tmp_path / "early.weights.h5")
+    assert fresh.ledger.steps == 5
+
+
+def test_ledger_travels_with_the_saved_model(tmp_path):
+    x, y = data(40)
+    private = model(metrics=["accuracy"])
+    private.fit(poisson_batches(x, y, 8), epochs=2, verbose=0)
+    private.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.ledger.entries() == private.ledger.entries()
+    assert get_eps_delta(loaded) == get_eps_delta(private)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), private.predict(x, verbose=0))
+    loaded.fit(poisson_batches(x, y, 8), verbose=0)
+    assert loaded.ledger.steps == 15
+    assert private.ledger.steps == 10  # two models share nothing
+
+
+def test_merge_keeps_the_larger_count_and_the_seed_mark():
+    event, other = GaussianStep(PoissonSampling(0.1), 1.0), GaussianStep(UndeclaredSampling(), 1.0)
+    ledger, stored = Ledger(), Ledger()
+    ledger.merge([(event, 7)])
+    stored.merge([(event, 3), (other, 2)])
+    stored.seeded = True
+    ledger.merge_json(stored.to_json())
+    assert dict(ledger.entries()) == {event: 7, other: 2}
+    assert ledger.seeded
+    ledger.merge_json(Ledger().to_json())
+    assert ledger.steps == 9 and ledger.seeded
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "damaged"),
+        ("{}", "damaged"),
+        ('{"version": 1}', "damaged"),
+        ('{"version": 1, "seeded": false, "entries": [{"event": "other", "steps": 1}]}', "damaged"),
+        ('{"version": 2, "entries": []}', "version 2"),
+    ],
+)
+def test_unreadable_ledgers_are_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        Ledger().merge_json(text)
+    negative = json.loads(Ledger().to_json())
+    negative["entries"] = [
+        {
+            "event": "gaussian_step",
+            "noise_multiplier": 1.0,
+            "sampling": {"name": "undeclared"},
+            "steps": -1,
+        }
+    ]
+    with pytest.raises(ValueError, match="steps"):
+        Ledger().merge_json(json.dumps(negative))
+
+
+def test_seeded_noise_or_batches_void_epsilon():
+    x, y = data(40)
+    seeded = model(noise_seed=1)
+    seeded.fit(x, y, verbose=0)
+    assert get_eps_delta(seeded)[0] == math.inf
+    assert get_eps_delta(seeded, epochs=1)[0] == math.inf
+    sampled = model()
+    sampled.fit(poisson_batches(x, y, 8, seed=1), verbose=0)
+    assert get_eps_delta(sampled)[0] == math.inf
+    assert get_eps_delta(sampled, epochs=0)[0] == 0.0
+
+
+# -- DP_Accountant ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_accountant_reports_in_history_callable_and_csv(tmp_path, accountant):
+    x, y = data(40)
+    seen = []
+    private = model(noise_multiplier=3.0)
+    callbacks = [DP_Accountant(seen.append, accountant), keras.callbacks.CSVLogger(tmp_path / "log.csv")]
+    history = private.fit(poisson_batches(x, y, 8), epochs=2, verbose=0, callbacks=callbacks)
+    expected = [get_eps_delta(private, epochs=0, accountant=accountant)[0]]
+    event = private.ledger.entries()[0][0]
+    expected = [compute_epsilon([(event, steps)], 1e-5, accountant) for steps in (5, 10)]
+    assert history.history["epsilon"] == pytest.approx(expected)
+    assert history.history["delta"] == [1e-5, 1e-5]
+    assert seen == [
+        {"epsilon": pytest.approx(e), "delta": 1e-5, "epoch": i + 1} for i, e in enumerate(expected)
+    ]
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    column = rows[0].split(",").index("epsilon")
+    assert [float(row.split(",")[column]) for row in rows[1:]] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 7])
+def test_epsilon_max_stops_before_the_step_that_exceeds_it(steps_per_execution):
+    x, y = data(40)
+    private = model(noise_multiplier=3.0, compile_arguments={"steps_per_execution": steps_per_execution})
+    event = GaussianStep(PoissonSampling(0.2), 3.0 / math.sqrt(3))
+    budget = compute_epsilon([(event, 9)], 1e-5, "pld") * (1 + 1e-9)
+    accountant = DP_Accountant("logging", "pld", epsilon_max=budget)
+    private.fit(poisson_batches(x, y, 8, steps=20), epochs=3, verbose=0, callbacks=[accountant])
+    assert private.ledger.entries() == [(event, 9)]
+    weights = private.get_weights()
+    private.fit(poisson_batches(x, y, 8), verbose=0, callbacks=[accountant])  # nothing is left
+    assert private.ledger.steps == 9
+    for before, after in zip(weights, private.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    private.fit(poisson_batches(x, y, 8), verbose=0)  # the limit went with its callback
+    assert private.ledger.steps == 14
+
+
+def test_log_fn():
+    with pytest.raises(ValueError, match="'all', 'logging', 'wandb'"):
+        DP_Accountant("print")
+    with pytest.raises(ValueError, match="'rdp', 'pld'"):
+        DP_Accountant(accountant="moments")
+    with pytest.raises(ValueError, match="epsilon_max"):
+        DP_Accountant(epsilon_max=0)
+
+
+def test_log_fn_logging(caplog):
+    x, y = data(40)
+    with caplog.at_level("INFO", logger="deel.lipdp"):
+        model().fit(x, y, verbose=0, callbacks=[DP_Accountant()])
+    assert any("'epsilon'" in record.getMessage() for record in caplog.records)
+
+
+# -- DP_BackupAndRestore ---------------------------------------------------------------------------------------------
+
+
+class Crash(keras.callbacks.Callback):
+    """Raises after a number of steps, as a killed process would stop."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("save_freq", ["epoch", 2])
+def test_a_resumed_run_remembers_steps_after_its_last_checkpoint(tmp_path, save_freq):
+    x, y = data(40)
+    batches = poisson_batches(x, y, 8)
+    private = model()
+    with pytest.raises(KeyboardInterrupt):
+        backup = DP_BackupAndRestore(tmp_path / "backup", save_freq=save_freq)
+        private.fit(batches, epochs=3, verbose=0, callbacks=[backup, Crash(8)])
+    assert private.ledger.steps == 8
+    on_disk = Ledger()
+    on_disk.merge_file(tmp_path / "backup" / "ledger.json")
+    ahead = 5 if save_freq == "epoch" else 2
+    assert 8 <= on_disk.steps < 8 + ahead + 1
+    resumed = model()
+    backup = DP_BackupAndRestore(tmp_path / "backup", save_freq=save_freq)
+    history = resumed.fit(batches, epochs=3, verbose=0, callbacks=[backup])
+    assert len(history.history["loss"]) == 2  # the second epoch again, and the third
+    assert resumed.ledger.steps == on_disk.steps + 10
+    assert not (tmp_path / "backup").exists()
+
+
+def test_a_damaged_ledger_stops_the_resume(tmp_path):
+    x, y = data(40)
+    (tmp_path / "ledger.json").write_text("{")
+    with pytest.raises(ValueError, match="ledger.json"):
+        model().fit(x, y, verbose=0, callbacks=[DP_BackupAndRestore(tmp_path)])

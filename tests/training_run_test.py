@@ -1,0 +1,273 @@
+"""A whole training from data to run folder: what is written agrees, and nothing is written by half."""
+
+import dataclasses
+import json
+import math
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from deel.lipdp import pipeline, recipes, run_folder, training_run
+from deel.lipdp.accounting import GaussianStep, PoissonSampling, compute_epsilon
+from deel.lipdp.bounds import compute_gradient_bounds
+from deel.lipdp.model import DP_Sequential
+from deel.lipdp.training_run import train
+
+EPOCHS, BATCH_SIZE, EPSILON = 3, 300, 1.0
+N_TRAIN = 1438 - 144  # digits without its test fifth, and without the tenth held out
+
+
+def train_digits(output, epsilon=EPSILON, **kwargs):
+    arguments = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "progress": False, **kwargs}
+    return train("digits", epsilon, output, **arguments)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train_digits(tmp_path_factory.mktemp("runs") / "new" / "digits", strategy="local", command="lipdp train ...")
+
+
+@pytest.fixture
+def no_calibration(monkeypatch):
+    """The search takes seconds; the run of the fixture above does it for all."""
+    monkeypatch.setattr(training_run, "calibrate_noise", lambda *args, **kwargs: 4.0)
+
+
+def read(run, name):
+    return json.loads((run.output / name).read_text())
+
+
+def test_folder_holds_every_file_and_nothing_lies_beside_it(run):
+    assert sorted(os.listdir(run.output)) == sorted(run_folder.FILES)
+    assert os.listdir(run.output.parent) == ["digits"]
+    assert read(run, "history.json") == run.history
+    assert read(run, "privacy.json") == run.privacy
+    assert read(run, "metrics.json") == run.metrics
+    assert (run.output / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_history_has_one_entry_per_epoch_and_ends_at_the_reported_epsilon(run):
+    history, privacy = run.history, run.privacy
+    assert {"accuracy", "val_accuracy", "loss", "val_loss", "epsilon", "delta"} <= set(history)
+    assert all(len(values) == EPOCHS for values in history.values())
+    assert history["epsilon"] == sorted(history["epsilon"])
+    assert history["epsilon"][-1] == privacy["epsilon"] == privacy["epsilon_pld"]
+    assert 0.9 * EPSILON < privacy["epsilon"] <= EPSILON == privacy["target_epsilon"]
+    assert set(history["delta"]) == {privacy["delta"]} == {1e-4}  # 1e-3 is not below 1 / n
+
+
+def test_privacy_states_what_was_done(run):
+    privacy = run.privacy
+    assert privacy["num_examples"] == N_TRAIN and privacy["batch_size"] == BATCH_SIZE
+    assert privacy["steps"] == EPOCHS * math.ceil(N_TRAIN / BATCH_SIZE)
+    assert privacy["sampling"] == "poisson" and privacy["sampling_probability"] == BATCH_SIZE / N_TRAIN
+    assert privacy["neighboring_relation"] == "add_or_remove_one"
+    assert privacy["seeded"] is False
+    [entry] = privacy["ledger"]["entries"]
+    assert entry["steps"] == privacy["steps"]
+    assert entry["noise_multiplier"] == privacy["joint_noise_multiplier"]
+    assert entry["sampling"]["sampling_probability"] == privacy["sampling_probability"]
+    event = GaussianStep(PoissonSampling(BATCH_SIZE / N_TRAIN), privacy["joint_noise_multiplier"])
+    for accountant in ("pld", "rdp"):
+        assert privacy[f"epsilon_{accountant}"] == compute_epsilon([(event, privacy["steps"])], 1e-4, accountant)
+    # Per-layer noise: three kernels share the budget.
+    assert privacy["strategy"] == "per-layer"
+    assert privacy["noise_multiplier"] == pytest.approx(math.sqrt(3) * privacy["joint_noise_multiplier"])
+    assert privacy["bounds"] == compute_gradient_bounds(run.model)
+    assert {"keras", "tensorflow", "lipdp", "dp-accounting", "python"} <= set(privacy["versions"])
+
+
+def test_statement_says_what_is_and_is_not_protected(run):
+    statement = run.privacy["statement"]
+    for words in (
+        "one training example",
+        "adding or removing",
+        f"{run.privacy['epsilon']:.4f}",
+        "1294",
+        "300",
+        "Not protected",
+        "validation",
+        "public constants",
+    ):
+        assert words in statement
+
+
+def test_metrics_and_saved_model_agree(run):
+    metrics = run.metrics
+    settings = metrics["settings"]
+    recipe = dataclasses.replace(recipes.RECIPES["digits"], epochs=EPOCHS, batch_size=BATCH_SIZE)
+    assert settings["recipe"] == json.loads(json.dumps(dataclasses.asdict(recipe)))
+    assert settings["dataset"] == "digits" and settings["noise_seed"] is None
+    assert metrics["command"] == "lipdp train ..." and metrics["wall_seconds"] > 0
+    assert metrics["val_accuracy"] == run.history["val_accuracy"][-1]
+
+    model = keras.models.load_model(run.output / "model.keras")
+    data = pipeline.load_images("digits")
+    test = model.evaluate(data.x_test, data.y_test, verbose=0, return_dict=True)
+    assert test["accuracy"] == pytest.approx(metrics["test_accuracy"], abs=1e-6)
+    assert test["loss"] == pytest.approx(metrics["test_loss"], rel=1e-4)
+    assert json.loads(model.ledger.to_json()) == run.privacy["ledger"]
+    _, (x, y) = data.hold_out(0.1)
+    held_out = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert held_out["accuracy"] == pytest.approx(metrics["val_accuracy"], abs=1e-6)
+
+
+def test_test_set_is_read_once_after_the_last_step(tmp_path, monkeypatch, no_calibration):
+    data = pipeline.load_images("digits")
+    seen, evaluate = [], DP_Sequential.evaluate
+
+    def spy(self, x=None, *args, **kwargs):
+        if isinstance(x, np.ndarray) and np.array_equal(x, data.x_test):
+            seen.append(self.ledger.steps)
+        return evaluate(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(DP_Sequential, "evaluate", spy)
+    # Without a hold-out, every training example counts for epsilon, and there is no validation metric.
+    run = train_digits(tmp_path / "run", epochs=1, validation_fraction=0)
+    assert seen == [run.privacy["steps"]]
+    assert run.privacy["num_examples"] == 1438
+    assert "val_accuracy" not in run.history and run.metrics["val_accuracy"] is None
+
+
+def test_seeded_run_is_reproducible_and_has_no_epsilon(tmp_path, no_calibration):
+    runs = [train_digits(tmp_path / name, epochs=1, noise_seed=7) for name in ("first", "second")]
+    for run in runs:
+        privacy = run.privacy
+        assert privacy["seeded"] is True
+        assert privacy["epsilon"] is privacy["epsilon_pld"] is privacy["epsilon_rdp"] is None
+        assert privacy["statement"].startswith("No privacy")
+        assert run.history["epsilon"] == [None]
+    for first, second in zip(runs[0].model.get_weights(), runs[1].model.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "error, kwargs",
+    [
+        (ValueError, {"epsilon": 0.0}),
+        (ValueError, {"epsilon": math.nan}),
+        (ValueError, {"epsilon": math.inf}),
+        (TypeError, {"epsilon": "3"}),
+        (ValueError, {"delta": 0.0}),
+        (ValueError, {"delta": 1.0}),
+        (ValueError, {"delta": 1 / N_TRAIN}),
+        (ValueError, {"epochs": 0}),
+        (TypeError, {"epochs": 1.5}),
+        (ValueError, {"batch_size": 0}),
+        (ValueError, {"batch_size": N_TRAIN + 1}),
+        (TypeError, {"strategy": "best"}),
+        (ValueError, {"validation_fraction": 1.0}),
+        (ValueError, {"validation_fraction": -0.1}),
+        (ValueError, {"noise_seed": -1}),
+        (ValueError, {"noise_seed": 2**32}),
+        (ValueError, {"learning_rate": -1.0}),
+        (ValueError, {"temperature": 0.0}),
+        (ValueError, {"clip_value": -1.0}),
+        (TypeError, {"unknown_field": 1}),
+        (TypeError, {"output": 3}),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, monkeypatch, error, kwargs):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(DP_Sequential, "fit", lambda *a, **k: pytest.fail("training started"))
+    arguments = {"output": tmp_path / "new" / "run", **kwargs}
+    with pytest.raises(error, match="expected .* Received: "):
+        train_digits(**arguments)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kwargs", [{"dataset": "nothing"}, {"dataset": "mnist", "data_dir": "nowhere"}])
+def test_missing_data_are_refused(tmp_path, kwargs):
+    with pytest.raises(ValueError, match="Received: "):
+        train(epsilon=3.0, output=tmp_path / "run", **kwargs)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    monkeypatch.setattr(training_run, "load_images", lambda *a: pytest.fail("data were loaded"))
+
+
+def test_output_in_use_is_refused_first(tmp_path, no_data):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "privacy.json").write_text("{}")
+    with pytest.raises(ValueError, match="--overwrite"):
+        train_digits(output)
+    (output / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="new or empty folder"):
+        train_digits(output, overwrite=True)  # whatever is not a run is never deleted
+    assert len(os.listdir(output)) == 2
+    with pytest.raises(ValueError, match="a file"):
+        train_digits(output / "thesis.tex")
+
+
+def test_unwritable_output_is_refused_first(tmp_path, no_data, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="can be written"):
+        train_digits(tmp_path / "file" / "run")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(ValueError, match="can be written"):
+        train_digits(tmp_path / "run")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_folder_that_cannot_be_made_is_refused_before_the_block(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(run_folder.pathlib.Path, "mkdir", refuse)
+    with pytest.raises(ValueError, match="read-only"), run_folder.new_run_folder(tmp_path / "run"):
+        pytest.fail("the block ran")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_crash_in_training_leaves_nothing(tmp_path, monkeypatch, no_calibration, error):
+    def crash(self, *args, **kwargs):
+        assert len(os.listdir(tmp_path)) == 1  # the temporary folder, under a hidden name
+        assert os.listdir(tmp_path)[0].startswith(".run.")
+        raise error("power cut")
+
+    monkeypatch.setattr(DP_Sequential, "fit", crash)
+    with pytest.raises(error, match="power cut"):
+        train_digits(tmp_path / "run", epochs=1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_crash_in_the_block_leaves_an_earlier_run_alone(tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "privacy.json").write_text("earlier")
+    with pytest.raises(RuntimeError), run_folder.new_run_folder(output, overwrite=True) as folder:
+        (folder / "privacy.json").write_text("later")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == ["run"] and (output / "privacy.json").read_text() == "earlier"
+    with run_folder.new_run_folder(output, overwrite=True) as folder:
+        (folder / "privacy.json").write_text("later")
+    assert os.listdir(tmp_path) == ["run"] and (output / "privacy.json").read_text() == "later"
+
+
+def test_finished_run_is_kept_when_its_name_was_taken_meanwhile(tmp_path):
+    output = tmp_path / "run"
+    with pytest.raises(OSError), run_folder.new_run_folder(output) as folder:
+        (folder / "privacy.json").write_text("paid for")
+        output.mkdir()
+        (output / "privacy.json").write_text("another")
+    assert (folder / "privacy.json").read_text() == "paid for"
+    assert (output / "privacy.json").read_text() == "another"
+
+
+def test_empty_folder_may_be_the_output(tmp_path):
+    with run_folder.new_run_folder(tmp_path / "run") as folder:
+        (tmp_path / "run").mkdir()
+        (folder / "privacy.json").write_text("{}")
+    assert os.listdir(tmp_path / "run") == ["privacy.json"]
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    content = {"a": [math.inf, np.float32(0.5), np.int64(3)], "b": {"c": math.nan}, "d": (True, None, "x")}
+    expected = {"a": [None, 0.5, 3], "b": {"c": None}, "d": [True, None, "x"]}
+    assert run_folder.write_json(tmp_path / "x.json", content) == expected
+    assert json.loads((tmp_path / "x.json").read_text()) == expected
