@@ -254,6 +254,7 @@ class PrivateModel:
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = self._checked_inputs(x)
 
         def step():
             private_step(self, self._plan, self._certified, x, y, sample_weight)
@@ -262,6 +263,15 @@ class PrivateModel:
         within = self.ledger.counter(self._plan.event).value < self._step_limit
         tf.cond(within, step, lambda: 0)
         return self.get_metrics_result()
+
+    def _checked_inputs(self, x):
+        """Convolutions are certified for one image size: no other shape may reach them."""
+        expected = (None, *self.dataset_metadata.input_shape)
+        shape = getattr(x, "shape", None)
+        if shape is None or not tf.TensorShape(shape).is_compatible_with(expected):
+            received = f"inputs of shape {tuple(shape)}" if shape is not None else type(x).__name__
+            _refuse(self._who(), f"inputs of shape {expected}", received, "Reshape the data, or state their shape.")
+        return tf.ensure_shape(x, expected)
 
     def update_loss(self, value, count):
         """Adds a batch's mean loss to the average that Keras logs."""

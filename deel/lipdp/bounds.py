@@ -78,6 +78,14 @@ def check_model(model):
             f"{type(guards[0]).__name__ if guards else 'no layer'}",
             "Put DP_BoundedInput(upper_bound=...) first: nothing else bounds the data.",
         )
+    built_for = guards[0].get_build_config()["input_shape"][1:] if guards[0].built else None
+    if built_for and tuple(built_for) != model.dataset_metadata.input_shape:
+        _refuse(
+            who,
+            f"the input shape of the metadata, {model.dataset_metadata.input_shape}",
+            f"a model built for {tuple(built_for)}",
+            "Make both the same: norms are certified for one shape.",
+        )
     seen = set()
     for layer in layers:
         if id(layer) in seen:

@@ -50,7 +50,7 @@ class DP_TauCategoricalCrossentropy(DP_Loss):
     most `sqrt(2)`, approached when the wrong class is certain.
 
     Raises:
-        TypeError, ValueError: if `tau` is not a positive number.
+        TypeError, ValueError: if `tau` is not a positive number; when called, for labels that are not one-hot.
     """
 
     def __init__(
@@ -64,6 +64,15 @@ class DP_TauCategoricalCrossentropy(DP_Loss):
         self.tau = _checks.number("DP_TauCategoricalCrossentropy", "tau", tau, above=0.0)
 
     def call(self, y_true, y_pred):
+        if len(y_true.shape) != len(y_pred.shape) or y_true.shape[-1] != y_pred.shape[-1]:
+            raise ValueError(
+                _checks.message(
+                    "DP_TauCategoricalCrossentropy",
+                    f"one-hot labels of the shape of the logits, {tuple(y_pred.shape)}",
+                    f"labels of shape {tuple(y_true.shape)}",
+                    "Encode the labels with keras.utils.to_categorical.",
+                )
+            )
         log_probabilities = ops.log_softmax(self.tau * y_pred, axis=-1)
         return -ops.sum(y_true * log_probabilities, axis=-1) / self.tau
 

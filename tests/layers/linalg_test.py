@@ -302,7 +302,8 @@ def test_orthogonalize_ends_at_an_isometry_of_the_same_row_space(shape):
     matrix = rng.normal(size=shape).astype("float32")
     result = _linalg.orthogonalize(keras.ops.convert_to_tensor(matrix), 40).numpy()
     u, _, v = np.linalg.svd(matrix, full_matrices=False)
-    np.testing.assert_allclose(result, u @ v, atol=1e-4)
+    # Single precision, and the Gram matrix squares the condition number.
+    np.testing.assert_allclose(result, u @ v, atol=2e-3)
 
 
 # Examples at the edge of single precision. Squares of 1e38 and of 1e-38 are not numbers there.
@@ -350,7 +351,8 @@ def test_unit_scale_at_the_edges(name):
     unit, norm, scale = (part.numpy().astype("float64") for part in _linalg.unit_scale(tf.constant(edge(name))))
     assert norm >= 1.0
     assert abs(unit).max() <= 1.0
-    np.testing.assert_allclose(unit * scale, edge(name), rtol=1e-6, atol=2e-45)
+    # Entries 1e38 times smaller than the largest vanish, and denormals may be flushed to zero.
+    np.testing.assert_allclose(unit * scale, edge(name), rtol=1e-6, atol=2e-38 * max(1.0, scale.item()))
     if scale > 0:
         np.testing.assert_allclose(norm, np.linalg.norm(unit), rtol=1e-6)
 

@@ -1,0 +1,352 @@
+"""Mistakes found in published code for this method, each shown to be one and shown to be absent here."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+from layer_cases import conv_operator, windows
+
+from deel.lipdp import _linalg, layers
+from deel.lipdp.testing import search_worst_case
+
+
+def search(layer, input_shape, **kwargs):
+    return search_worst_case(layer, input_shape, **{"restarts": 2, "steps": 8, **kwargs})
+
+
+def mean_window_count(size, kernel_size, strides, padding):
+    """Windows per pixel, averaged over the image."""
+    pairs = [p for _, p in windows((size, size), (kernel_size, kernel_size), (strides, strides), padding)]
+    return sum(map(len, pairs)) / size**2
+
+
+class ConvTimesCoefficient(layers.DP_QuickSpectralConv2D):
+    """Parameter bound multiplied by the coefficient that normalises the reshaped kernel."""
+
+    def backpropagate_params(self, input_bound, gradient_bound):
+        bound = super().backpropagate_params(input_bound, gradient_bound)
+        windows_per_pixel = math.prod(k / s for k, s in zip(self.kernel_size, self.strides, strict=True))
+        return bound / math.sqrt(windows_per_pixel)
+
+
+class ConvMeanWindows(layers.DP_QuickSpectralConv2D):
+    """Parameter bound from the mean number of windows in place of the largest."""
+
+    def backpropagate_params(self, input_bound, gradient_bound):
+        mean = math.prod(k / s for k, s in zip(self.kernel_size, self.strides, strict=True))
+        return math.sqrt(mean) * input_bound * gradient_bound
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "strides", "at_least"), [(3, 1, 2.9), (5, 1, 4.5), (3, 2, 1.3)], ids=["3x3", "5x5", "3x3_stride2"]
+)
+def test_conv_parameter_bound_has_no_other_factor(kernel_size, strides, at_least):
+    arguments = {"kernel_size": kernel_size, "strides": strides, "padding": "same", "filters": 1}
+    wrong = search(ConvTimesCoefficient(**arguments), (24, 24, 1), restarts=1)
+    assert "parameter_gradient" in wrong.violations()
+    assert wrong.parameter_gradient > at_least
+
+
+@pytest.mark.parametrize(("kernel_size", "strides"), [(3, 2), (4, 3), (5, 2)])
+def test_conv_parameter_bound_counts_the_most_covered_pixel(kernel_size, strides):
+    """The mean over pixels is less than the count at the pixels that an adversary uses."""
+    arguments = {"kernel_size": kernel_size, "strides": strides, "filters": 1}
+    wrong = search(ConvMeanWindows(**arguments), (16, 16, 1), restarts=1)
+    right = search(layers.DP_QuickSpectralConv2D(**arguments), (16, 16, 1), restarts=1)
+    assert wrong.violations() == ["parameter_gradient"]
+    assert right.violations() == []
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "strides"), [(4, 5, 1), (3, 3, 1), (8, 3, 1), (7, 3, 2)])
+def test_conv_norm_is_not_bounded_by_the_mean_number_of_windows(size, kernel_size, strides):
+    # Each window is copied into the channels of its output, so a pixel counts as often as it is in a window.
+    kernel = np.eye(kernel_size**2).reshape(kernel_size, kernel_size, 1, kernel_size**2)
+    truth = np.linalg.norm(conv_operator(kernel, (size, size), (strides, strides), "same"), 2)
+    assert truth > 1.02 * math.sqrt(mean_window_count(size, kernel_size, strides, "same"))
+    geometry = _linalg.ConvGeometry((size, size), (kernel_size,) * 2, (strides,) * 2, (1, 1), "same")
+    assert truth * (1.0 - 1e-13) <= float(_linalg.conv_norm_bound(ops.convert_to_tensor(kernel), geometry))
+
+
+def power_iteration(matrix, steps):
+    v = np.ones(matrix.shape[1])
+    for _ in range(steps):
+        v = matrix.T @ (matrix @ v)
+        v /= np.linalg.norm(v)
+    return np.linalg.norm(matrix @ v)
+
+
+def test_power_iteration_is_no_certificate():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(30, 30))
+    truth = np.linalg.norm(matrix, 2)
+    assert truth > 1.02 * power_iteration(matrix, 3)
+    assert truth <= float(_linalg.matrix_norm_bound(ops.convert_to_tensor(matrix))) < 1.06 * truth
+    # From a start orthogonal to the top singular vector it never gets there.
+    missed = np.diag([1.0, 1.0, 1.26]) @ np.array([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+    assert np.linalg.norm(missed, 2) > 1.25 * power_iteration(missed, 50)
+    assert np.linalg.norm(missed, 2) <= float(_linalg.matrix_norm_bound(ops.convert_to_tensor(missed)))
+
+
+@pytest.mark.parametrize(
+    ("make", "input_shape"),
+    [(lambda: layers.DP_QuickSpectralDense(4), (4,)), (lambda: layers.DP_QuickSpectralConv2D(2, 3), (6, 6, 2))],
+    ids=["dense", "conv"],
+)
+def test_the_gradient_is_that_of_the_applied_kernel(make, input_shape):
+    """Differentiating through `W / norm(W)` is not 1-Lipschitz: the smaller W, the larger its gradient."""
+    layer = make()
+    layer.build((None, *input_shape))
+    x = tf.constant(np.random.default_rng(1).normal(size=(1, *input_shape)).astype("float32"))
+    variable = layer.kernel.value
+    with tf.GradientTape() as tape:
+        y = layer(x)
+    applied = tape.gradient(y, variable, y)
+    variable.assign(0.1 * variable)
+    # Linear in its variable, so nothing is normalised on the way.
+    np.testing.assert_allclose(layer(x).numpy(), 0.1 * y.numpy(), rtol=1e-5, atol=1e-7)
+    with tf.GradientTape() as tape:
+        again = layer(x)
+    np.testing.assert_allclose(tape.gradient(again, variable, y).numpy(), applied.numpy(), rtol=1e-5)
+    with tf.GradientTape() as tape:
+        scaled = layer(x) / tf.stop_gradient(tf.norm(variable))
+    assert tf.norm(tape.gradient(scaled, variable, y)) > 4.0 * tf.norm(applied)
+
+
+class Bias(layers.DPLayer, keras.layers.Layer):
+    """A bias on (positions, channels) whose bound forgets that it is added at every position."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def build(self, input_shape):
+        self.positions = math.prod(input_shape[1:-1])
+        self.bias = self.add_weight(
+            shape=(input_shape[-1],), initializer="zeros", constraint=keras.constraints.MaxNorm(0.5, axis=0)
+        )
+
+    def call(self, inputs):
+        return inputs + self.bias
+
+    def propagate_inputs(self, input_bound):
+        return input_bound + self.factor(self.positions) * 0.5
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        return gradient_bound
+
+    def backpropagate_params(self, input_bound, gradient_bound):
+        return self.factor(self.positions) * gradient_bound
+
+
+def test_a_bias_on_a_map_counts_every_position():
+    wrong = search(Bias(lambda positions: 1.0), (28, 28, 2), restarts=1, steps=4)
+    assert wrong.violations() == ["output", "parameter_gradient"]
+    assert wrong.parameter_gradient == pytest.approx(28.0, rel=1e-3)
+    right = search(Bias(math.sqrt), (28, 28, 2), restarts=1, steps=4)
+    assert right.violations() == []
+    assert right.parameter_gradient == pytest.approx(1.0, rel=1e-3)
+
+
+class SortByMaximum(layers.NonExpansive, keras.layers.Layer):
+    """At a tie both outputs take their gradient from the same input."""
+
+    def call(self, inputs):
+        half = inputs.shape[-1] // 2
+        first, second = inputs[..., :half], inputs[..., half:]
+        # TensorFlow's maximum and minimum both choose the first at a tie.
+        return ops.concatenate([ops.maximum(first, second), ops.minimum(first, second)], axis=-1)
+
+
+def test_sorting_by_maximum_and_minimum_is_wrong_at_ties():
+    wrong = search(SortByMaximum(), (2, 4))
+    assert wrong.violations() == ["input_gradient"]
+    assert wrong.input_gradient == pytest.approx(math.sqrt(2.0), rel=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "n"), [(4, 2), (8, 4), (6, 3), (5, 5)])
+@pytest.mark.parametrize("pattern", ["black", "equal", "pairs"])
+def test_group_sort_is_a_permutation_at_ties(channels, n, pattern):
+    values = {"black": np.zeros(channels), "equal": np.ones(channels), "pairs": np.arange(channels) // 2}[pattern]
+    x = tf.constant(values[None].astype("float32"))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layers.DP_GroupSort(n)(x)
+    jacobian = tape.jacobian(y, x).numpy()[0, :, 0]
+    np.testing.assert_array_equal(np.sort(jacobian.sum(0)), np.ones(channels))
+    np.testing.assert_array_equal(np.sort(jacobian.sum(1)), np.ones(channels))
+    assert set(np.unique(jacobian)) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (4, 5, 3)], ids=["rank2", "rank3", "rank4"])
+def test_centring_never_averages_over_the_batch(shape):
+    layer = layers.DP_LayerCentering()
+    x = np.random.default_rng(2).normal(size=(5, *shape)).astype("float32")
+    np.testing.assert_allclose(layer(x).numpy()[2:3], layer(x[2:3]).numpy(), rtol=1e-6, atol=1e-6)
+    for axis in (0, -len(shape) - 1, (1, 0)):
+        with pytest.raises(ValueError, match="DP_LayerCentering.*batch"):
+            layers.DP_LayerCentering(axis).build((None, *shape))
+
+
+ZEROS = [
+    (lambda: layers.DP_ScaledL2NormPooling2D(2), (4, 4, 2)),
+    (lambda: layers.DP_ScaledL2NormPooling2D(3, strides=1, padding="same"), (4, 4, 2)),
+    (lambda: layers.DP_NormalizeToBall(), (4,)),
+    (lambda: layers.DP_NormalizeToBall(minimum_norm=1e-15, radius=100.0), (4,)),
+    (lambda: layers.DP_BoundedInput(1.0), (4,)),
+    (lambda: layers.DP_GroupSort(2), (4,)),
+    (lambda: layers.DP_Abs(), (4,)),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), ZEROS, ids=[type(make()).__name__ for make, _ in ZEROS])
+def test_no_nan_at_zero(make, shape):
+    """Keras differentiates `sqrt` and `norm` at 0 to NaN; one black window would end a training."""
+    x = tf.zeros((2, *shape))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = make()(x)
+    assert not y.numpy().any()
+    assert np.isfinite(tape.gradient(y, x, tf.ones_like(y)).numpy()).all()
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        norm = ops.sqrt(ops.sum(x * x))
+    assert not np.isfinite(tape.gradient(norm, x).numpy()).all()
+
+
+class OverlappingPool(layers.DP_ScaledL2NormPooling2D):
+    """Bounds of windows that tile the image, claimed for windows that overlap."""
+
+    def propagate_inputs(self, input_bound):
+        return input_bound
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        return gradient_bound
+
+
+def test_overlapping_windows_count_pixels_several_times():
+    wrong = search(OverlappingPool(3, strides=1), (7, 7, 1))
+    assert wrong.violations() == ["output", "input_gradient"]
+    assert wrong.output == pytest.approx(3.0, rel=1e-4)
+
+
+def test_scaling_to_the_ball_divides_the_cotangent_by_the_smallest_norm():
+    class Claim(layers.DP_NormalizeToBall):
+        def backpropagate_inputs(self, input_bound, gradient_bound):
+            return gradient_bound
+
+    assert search(Claim(minimum_norm=0.1), (5,)).input_gradient == pytest.approx(10.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_one_bad_feature_stays_in_its_example_and_in_the_ball(value):
+    x = np.full((3, 4), 0.25, "float32")
+    x[1, 2] = value
+    y = layers.DP_BoundedInput(1.0)(x).numpy()
+    assert np.isfinite(y).all()
+    assert (np.linalg.norm(y, axis=1) <= 1.0 + 1e-6).all()
+    np.testing.assert_array_equal(y[[0, 2]], x[[0, 2]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_one_bad_cotangent_is_clipped(value):
+    layer, x = layers.DP_ClipGradient(0.5), tf.zeros((2, 3))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+    gradient = tape.gradient(y, x, tf.constant([[1.0, value, 1.0], [0.1, 0.2, 0.0]])).numpy()
+    assert np.isfinite(gradient).all()
+    assert np.linalg.norm(gradient[0]) <= 0.5 * (1 + 1e-6)
+    np.testing.assert_array_equal(gradient[1], np.float32([0.1, 0.2, 0.0]))
+
+
+KERNEL_LAYERS = [
+    lambda **kwargs: layers.DP_QuickSpectralDense(3, **kwargs),
+    lambda **kwargs: layers.DP_SpectralDense(3, **kwargs),
+    lambda **kwargs: layers.DP_QuickSpectralConv2D(3, 3, **kwargs),
+    lambda **kwargs: layers.DP_SpectralConv2D(3, 3, **kwargs),
+]
+
+
+def pretender(x):
+    return 10.0 * x
+
+
+pretender.__name__ = "relu"
+
+
+@pytest.mark.parametrize("make", KERNEL_LAYERS, ids=["dense", "dense+", "conv", "conv+"])
+@pytest.mark.parametrize(
+    "activation",
+    ["exponential", "gelu", "softplus", "sigmoid", "no_such_thing", lambda x: x, pretender, keras.layers.ReLU(), 3, []],
+    ids=lambda activation: getattr(activation, "__name__", str(activation)),
+)
+def test_an_activation_without_a_known_constant_is_refused(make, activation):
+    with pytest.raises(ValueError, match="(Dense|Conv2D).*activation"):
+        make(activation=activation)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "softsign", "hard_tanh", "linear"])
+def test_accepted_activations_are_zero_at_zero_and_never_steeper_than_one(name):
+    function = keras.activations.get(name)
+    x = np.linspace(-6.0, 6.0, 4001)
+    y = function(ops.convert_to_tensor(x)).numpy()
+    assert abs(float(function(ops.convert_to_tensor(0.0)))) == 0.0
+    assert (np.abs(np.diff(y)) <= np.diff(x) * (1 + 1e-9)).all()
+    for make in KERNEL_LAYERS:
+        make(activation=name)
+        make(activation=function)
+
+
+@pytest.mark.parametrize("make", KERNEL_LAYERS, ids=["dense", "dense+", "conv", "conv+"])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("use_bias", True), ("kernel_constraint", "max_norm"), ("activity_regularizer", "l2"), ("lora_rank", 2)],
+)
+def test_arguments_that_void_the_bounds_are_refused(make, argument, value):
+    with pytest.raises(ValueError, match=f"(Dense|Conv2D).*{argument}"):
+        make(**{argument: value})
+    make(**{argument: False if argument == "use_bias" else None})
+
+
+@pytest.mark.parametrize("dilation", [(2, 2), (3, 1), (1, 2)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_dilated_convolutions_use_every_tap(dilation, padding):
+    """A dilated kernel of k taps puts a pixel in k windows per axis, wherever the image is large enough."""
+    layer = layers.DP_QuickSpectralConv2D(2, 3, dilation_rate=dilation, padding=padding)
+    layer.build((None, 15, 15, 1))
+    assert layer.backpropagate_params(1.0, 1.0) == pytest.approx(3.0)
+    operator = conv_operator(layer.kernel.numpy(), (15, 15), (1, 1), padding, dilation)
+    assert np.linalg.norm(operator, 2) <= 1.0
+
+    class OneWindow(layers.DP_QuickSpectralConv2D):
+        def backpropagate_params(self, input_bound, gradient_bound):
+            return math.sqrt(4.0) * input_bound * gradient_bound  # ceil(3 / 2) on each axis
+
+    wrong = search(OneWindow(2, 3, dilation_rate=dilation, padding=padding), (15, 15, 1), restarts=1)
+    assert wrong.violations() == ["parameter_gradient"]
+
+
+def test_a_small_image_is_in_fewer_windows():
+    layer = layers.DP_QuickSpectralConv2D(2, 5, padding="same")
+    layer.build((None, 3, 3, 1))
+    assert layer.backpropagate_params(1.0, 1.0) == pytest.approx(3.0)  # not 5: an axis of 3 has 3 windows
+
+
+@pytest.mark.parametrize("percent", [1.0, 0.1])
+@pytest.mark.parametrize(
+    ("cls", "arguments", "input_shape"),
+    [
+        (layers.DP_QuickSpectralDense, {"units": 4}, (5,)),
+        (layers.DP_QuickSpectralConv2D, {"filters": 4, "kernel_size": 2, "strides": 2}, (6, 6, 1)),
+    ],
+    ids=["dense", "conv"],
+)
+def test_a_bound_one_percent_too_low_is_found(cls, arguments, input_shape, percent):
+    class TooLow(cls):
+        def backpropagate_params(self, input_bound, gradient_bound):
+            return (1.0 - percent / 100.0) * super().backpropagate_params(input_bound, gradient_bound)
+
+    assert search(TooLow(**arguments), input_shape).violations() == ["parameter_gradient"]

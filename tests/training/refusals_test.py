@@ -1,0 +1,286 @@
+"""Bad input is refused before any training, with who, expected, received and remedy; nothing is counted."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from doubles import NUM_CLASSES, SHAPE, data, layer_list, metadata, model, parameters
+
+from deel.lipdp.layers import DP_BoundedInput, DP_ClipGradient, DP_Flatten, DP_QuickSpectralDense, DPLayer
+from deel.lipdp.losses import DP_TauCategoricalCrossentropy
+from deel.lipdp.model import DP_Model, DP_Sequential, compute_gradient_bounds, get_eps_delta
+from deel.lipdp.parameters import DatasetMetadata, DPParameters
+from deel.lipdp.sampling import poisson_batches
+from deel.lipdp.sensitivity import get_max_epochs
+
+BOTH = pytest.mark.parametrize("cls", [DP_Sequential, DP_Model])
+
+
+def dense_list(*layers, **dense_arguments):
+    head = [DP_BoundedInput(3.0, input_shape=SHAPE), DP_Flatten()]
+    return [*head, *layers, DP_QuickSpectralDense(NUM_CLASSES, name="logits", **dense_arguments)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("best", 1.0, 1e-5), TypeError, "noisify_strategy.*'optimal'"),
+        ((["global"], 1.0, 1e-5), TypeError, "noisify_strategy"),
+        (("global", -1.0, 1e-5), ValueError, "noise_multiplier"),
+        (("global", float("nan"), 1e-5), ValueError, "noise_multiplier"),
+        (("global", float("inf"), 1e-5), ValueError, "noise_multiplier"),
+        (("global", "1", 1e-5), TypeError, "noise_multiplier"),
+        (("global", 1.0, 0.0), ValueError, "delta"),
+        (("global", 1.0, 1.0), ValueError, "delta"),
+        (("global", 1.0, 1e-5, 1.5), TypeError, "noise_seed"),
+    ],
+)
+def test_parameters(arguments, error, words):
+    with pytest.raises(error, match=words):
+        DPParameters(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"input_shape": 6}, TypeError, "input_shape"),
+        ({"input_shape": (6, 0)}, ValueError, "input_shape"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"batch_size": 41}, ValueError, "batch_size"),
+        ({"nb_samples_train": 0}, ValueError, "nb_samples_train"),
+        ({"nb_samples_train": 4.5}, TypeError, "nb_samples_train"),
+        ({"max_norm": 0.0}, ValueError, "max_norm"),
+        ({"max_norm": -1.0}, ValueError, "max_norm"),
+        ({"nb_steps_per_epochs": 0}, ValueError, "nb_steps_per_epochs"),
+        ({"sampling": "bootstrap"}, ValueError, "'poisson'"),
+    ],
+)
+def test_metadata(changes, error, words):
+    good = {"input_shape": SHAPE, "nb_samples_train": 40, "batch_size": 8, "max_norm": 1.0}
+    assert DatasetMetadata(**good).nb_steps_per_epochs == 5
+    with pytest.raises(error, match=words):
+        DatasetMetadata(**{**good, **changes})
+
+
+@BOTH
+def test_a_layer_without_bounds(cls):
+    with pytest.raises(TypeError, match="Dropout 'drop'.*DPLayer"):
+        model(dense_list(keras.layers.Dropout(0.5, name="drop")), cls=cls)
+
+
+@BOTH
+def test_a_layer_that_states_nothing(cls):
+    class Silent(DPLayer, keras.layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+        def compute_output_shape(self, input_shape):
+            return input_shape
+
+    private = model(dense_list(Silent(name="silent")), cls=cls)
+    with pytest.raises(TypeError, match="Silent 'silent'.*propagate_inputs"):
+        private.train_on_batch(*data(8))
+    assert private.ledger.steps == 0
+
+
+@BOTH
+def test_no_input_guard(cls):
+    with pytest.raises(ValueError, match="DP_BoundedInput"):
+        model(dense_list()[1:], cls=cls)
+
+
+def test_a_layer_listed_twice():
+    square = DP_QuickSpectralDense(36, name="square")
+    with pytest.raises(ValueError, match="square"):
+        model(dense_list(square, square), cls=DP_Model)
+    with pytest.raises(ValueError, match="square"):
+        model(dense_list(square, square), cls=DP_Sequential)
+
+
+def test_two_variables_under_one_key():
+    twins = [DP_QuickSpectralDense(36, name="twin"), DP_QuickSpectralDense(36, name="twin")]
+    with pytest.raises(ValueError, match="twin"):
+        model(dense_list(*twins), cls=DP_Model)
+
+
+def test_a_trainable_variable_outside_the_list():
+    class Extra(DP_Model):
+        def build(self, input_shape):
+            self.extra = self.add_weight(name="extra", shape=(2,))
+            super().build(input_shape)
+
+    with pytest.raises(ValueError, match="extra"):
+        model(cls=Extra)
+
+
+def test_a_model_built_for_another_shape_than_the_metadata_say():
+    layers = [DP_BoundedInput(3.0, input_shape=(5, 5, 1)), *layer_list()[1:]]
+    with pytest.raises(ValueError, match=r"\(5, 5, 1\)"):
+        model(layers)
+
+
+def test_activity_regularizer_and_add_loss():
+    private = model(dense_list())
+    private.layers[-1].activity_regularizer = keras.regularizers.L2(100.0)
+    with pytest.raises(ValueError, match="activity_regularizer"):
+        private.train_on_batch(*data(8))
+
+    class Adds(DP_Flatten):
+        def call(self, inputs):
+            self.add_loss(keras.ops.sum(inputs**2))
+            return super().call(inputs)
+
+    private = model([DP_BoundedInput(3.0, input_shape=SHAPE), Adds(), DP_QuickSpectralDense(4)])
+    private(data(8)[0])
+    with pytest.raises(ValueError, match="add_loss"):
+        private.train_on_batch(*data(8))
+
+
+def test_mixed_precision():
+    with pytest.raises(ValueError, match="mixed_bfloat16"):
+        model(dense_list(dtype="mixed_bfloat16"))
+
+
+@pytest.mark.parametrize("loss", ["mse", None, keras.losses.Huber(), ["mse", "mse"]])
+def test_a_loss_without_a_bound(loss):
+    private = model(dense_list())
+    with pytest.raises(ValueError, match="deel.lipdp.losses"):
+        private.compile(loss=loss)
+
+
+def test_a_foreign_loss_with_the_remedy_is_accepted():
+    x, y = data(8)
+    private = model([*dense_list(), DP_ClipGradient(0.5)], loss=keras.losses.Huber())
+    private.train_on_batch(x, y)
+    assert compute_gradient_bounds(private)["logits/kernel"] == pytest.approx(3.0 * 0.5, rel=1e-4)
+
+
+def test_dense_labels_for_a_one_hot_loss():
+    x, y = data(8)
+    private = model(dense_list())
+    with pytest.raises(ValueError, match="one-hot"):
+        private.train_on_batch(x, y.argmax(1))
+    assert private.ledger.steps == 0
+
+
+@pytest.mark.parametrize("loss_weights", [10, [10.0], -1, [0.5, 0.5]])
+def test_loss_weights(loss_weights):
+    with pytest.raises(ValueError, match="loss_weights"):
+        model().compile(loss=DP_TauCategoricalCrossentropy(), loss_weights=loss_weights)
+
+
+def test_class_weights_above_one():
+    x, y = data(8)
+    private = model()
+    with pytest.raises(ValueError, match="largest"):
+        private.fit(x, y, class_weight={0: 10.0, 1: 1.0, 2: 1.0, 3: 1.0})
+    private.fit(x, y, class_weight={0: 1.0, 1: 0.1, 2: 0.1, 3: 0.1}, verbose=0)
+    assert private.ledger.steps == 1
+
+
+def test_batch_size_that_contradicts_the_metadata():
+    x, y = data(40)
+    private = model(batch_size=8)
+    batched = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    for arguments in ((x, y, 16), (batched,), (batched.map(lambda a, b: (a, b)).prefetch(1),)):
+        with pytest.raises(ValueError, match="batch_size=16"):
+            private.fit(*arguments)
+    with pytest.raises(ValueError, match="40 examples and batch size 8"):
+        private.fit(poisson_batches(x[:30], y[:30], 8))
+    with pytest.raises(ValueError, match="batch size 5"):
+        private.fit(poisson_batches(x, y, 5))
+    assert private.ledger.steps == 0
+
+
+def test_data_that_only_claim_to_be_poisson():
+    x, y = data(40)
+    private = model(sampling="poisson")
+    for source in ((x, y), (poisson_batches(x, y, 8).repeat(2),)):
+        with pytest.raises(ValueError, match="poisson_batches"):
+            private.fit(*source)
+    private.fit(poisson_batches(x, y, 8, map_fn=lambda a, b: (a[:, ::-1], b)), verbose=0)
+    assert private.ledger.steps == 5
+
+
+def test_debug_needs_eager_and_then_logs(caplog):
+    x, y = data(8)
+    with pytest.raises(ValueError, match="run_eagerly=True"):
+        model(debug=True)
+    private = model(debug=True, compile_arguments={"run_eagerly": True})
+    with caplog.at_level("DEBUG", logger="deel.lipdp"):
+        private.train_on_batch(x, y)
+    text = caplog.text
+    assert "conv_a" in text and "gradient bound" in text and "noise stddev" in text
+
+
+@pytest.mark.parametrize("shape", [(8, 36), (8, 6, 6), (8, 7, 6, 1), (8, 6, 6, 2)])
+def test_wrong_rank_or_shape(shape):
+    private = model(layer_list()[:4] + dense_list()[1:])
+    with pytest.raises(ValueError, match="inputs of shape"):
+        private.train_on_batch(np.zeros(shape, "float32"), data(8)[1])
+    assert private.ledger.steps == 0
+
+
+@BOTH
+def test_wrong_types_of_arguments(cls):
+    with pytest.raises(TypeError, match="dp_parameters"):
+        cls(layer_list(), dp_parameters={"delta": 1}, dataset_metadata=metadata())
+    with pytest.raises(TypeError, match="dataset_metadata"):
+        cls(layer_list(), dp_parameters=parameters(), dataset_metadata=None)
+
+
+def test_functional_arguments_are_refused_and_harm_no_other_model():
+    with pytest.raises(TypeError, match="dp_layers"):
+        DP_Model(layer_list(), inputs=1, outputs=2, dp_parameters=parameters(), dataset_metadata=metadata())
+    assert model(cls=DP_Model).ledger.steps == 0
+
+
+def test_several_replicas():
+    private = model()
+
+    class Two:
+        num_replicas_in_sync = 2
+
+    private._distribute_strategy = Two()
+    with pytest.raises(ValueError, match="one device"):
+        private.make_train_function()
+
+
+def test_training_before_compile():
+    private = DP_Sequential(layer_list(), dp_parameters=parameters(), dataset_metadata=metadata())
+    with pytest.raises(ValueError):
+        private.fit(*data(40))
+
+
+def test_plans():
+    private = model(noise_multiplier=5.0, sampling="poisson")
+    epochs = get_max_epochs(2.0, private, accountant="pld")
+    assert get_eps_delta(private, epochs, "pld")[0] <= 2.0 < get_eps_delta(private, epochs + 1, "pld")[0]
+    x, y = data(40)
+    private.fit(poisson_batches(x, y, 8), epochs=2, verbose=0)
+    assert get_max_epochs(2.0, private, accountant="pld") == epochs - 2
+    assert get_max_epochs(2.0, private, epochs_max=1) == 1
+    assert get_max_epochs(1e-6, private) == 0
+    assert get_max_epochs(2.0, model(noise_seed=1)) == 0
+    for call in (
+        lambda: get_max_epochs(0.0, private),
+        lambda: get_eps_delta(private, -1),
+        lambda: get_eps_delta(private, accountant="gdp"),
+    ):
+        with pytest.raises(ValueError):
+            call()
+
+
+def test_signal_to_noise():
+    x, y = data(8)
+    private = model()
+    ratios, norms, bounds = private.signal_to_noise_elementwise((x[:5], y[:5]))
+    assert list(ratios) == ["conv_a/kernel", "conv_b/kernel", "dense/kernel"]
+    assert all(ratio.shape == (5,) and (0 < ratio).all() and (ratio <= 1).all() for ratio in ratios.values())
+    for key in ratios:
+        np.testing.assert_allclose(ratios[key], norms[key] / bounds[key])
+    mean_ratios, _, _ = private.signal_to_noise_average((x, y))
+    each, _, _ = private.signal_to_noise_elementwise((x, y))
+    assert all(0 < mean_ratios[key] <= each[key].mean() + 1e-6 for key in each)  # triangle inequality
+    with pytest.raises(ValueError, match="8 examples"):
+        private.signal_to_noise_average((x[:5], y[:5]))
