@@ -3,7 +3,7 @@
 import math
 import numbers
 
-__all__ = ["choice", "integer", "message", "number"]
+__all__ = ["choice", "integer", "integers", "message", "number"]
 
 
 def message(who, expected, received, remedy):
@@ -67,6 +67,19 @@ def integer(who, name, value, *, at_least=1, at_most=None, remedy=""):
     if value < at_least or (at_most is not None and value > at_most):
         raise ValueError(message(who, expected, received, remedy))
     return int(value)
+
+
+def integers(who, name, value, *, length=None, at_least=1, remedy=""):
+    """Returns one integer or a sequence of them as a tuple of ints; one integer stands for `length` equal ones."""
+    if isinstance(value, (tuple, list)):
+        values = tuple(value)
+    else:
+        values = (value,) * (length or 1)
+    values = tuple(integer(who, name, v, at_least=at_least, remedy=remedy) for v in values)
+    if length is not None and len(values) != length:
+        expected = f"{name} to be one integer or {length} of them"
+        raise ValueError(message(who, expected, f"{name}={value!r}", remedy))
+    return values
 
 
 def choice(who, name, value, table, *, error=ValueError, remedy=""):

@@ -1,8 +1,8 @@
 """Norms certified from above, orthogonalisation, projections: pure functions on tensors.
 
-Certificates are computed in double precision, whatever the precision of the weights: their rounding is then far below
-the slack that each of them states, also for the worst matrix of its size. Orthogonalisation only moves weights to a
-better place inside their set, so single precision is enough there.
+Certificates start in double precision, whatever the precision of the weights, and state the slack for every rounding
+in them, for the worst matrix of its size. Orthogonalisation only moves weights to a better place inside their set, so
+single precision is enough there.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ __all__ = [
     "window_count",
 ]
 
-_EPS64 = float(np.finfo("float64").eps)
+_EPS32, _EPS64 = (float(np.finfo(name).eps) for name in ("float32", "float64"))
 
 # Squarings of the Gram matrix in a certificate. Each halves the logarithm of the worst overestimate, which for a side
 # of n is n^(1 / 2^(squarings + 2)) far from an isometry and shrinks to nothing near one.
@@ -31,36 +31,48 @@ _SQUARINGS = 4
 
 
 def _hermitian_norm_bound(real, imag, squarings):
-    """Upper bound `||H^(2^t)||_F^(1 / 2^t)` on the norm of Hermitian `H = real + i imag`, as (..., 1, 1).
+    """Upper bound on the norm of each Hermitian matrix `H = real + i imag` of a batch, as (..., 1, 1).
 
-    Rescaled to unit Frobenius norm at each squaring: unscaled powers underflow to zero, a false bound.
+    With H_0 = H / ||H||_F and H_(j+1) = H_j^2 / r_j, r_j = ||H_j^2||_F, it is `||H_j||^2 <= r_j ||H_(j+1)|| + e`, and the
+    last norm is at most 1: unrolled, and without e, this is Gram iteration `||H^(2^t)||_F^(1 / 2^t)`. (Unscaled powers
+    would underflow to zero, a false bound.) e covers the rounding of a product of matrices of Frobenius norm 1: at most
+    `n u` for each of the three real products in it, plus what scaling and casting add. So single precision will do here.
     """
-    bound = 1.0
-    for step in range(squarings + 1):
-        squares = real * real if imag is None else real * real + imag * imag
-        norm = ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True))
-        bound = bound * norm ** (0.5**step)
-        if step == squarings:
-            return bound
-        scale = 1.0 / ops.where(norm > 0, norm, 1.0)
-        real = real * scale
+    squares = real * real if imag is None else real * real + imag * imag
+    norm = ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True))
+    inverse = 1.0 / ops.where(norm > 0, norm, 1.0)
+    real = ops.cast(real * inverse, "float32")
+    imag = None if imag is None else ops.cast(imag * inverse, "float32")
+    ratios = []
+    for _ in range(squarings):
         if imag is None:
             real = ops.matmul(real, real)
+            squares = real * real
         else:
             # real is symmetric and imag antisymmetric, so imag real = -(real imag)^T.
-            imag = imag * scale
             cross = ops.matmul(real, imag)
             real = ops.matmul(real, real) - ops.matmul(imag, imag)
             imag = cross - ops.swapaxes(cross, -2, -1)
+            squares = real * real + imag * imag
+        ratio = ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True))
+        ratios.append(ratio)
+        inverse = 1.0 / ops.maximum(ratio, 1e-30)
+        real = real * inverse
+        imag = None if imag is None else imag * inverse
+    error = 2.0 * (real.shape[-1] + 8) * _EPS32
+    bound = ops.ones_like(norm)
+    for ratio in reversed(ratios):
+        bound = ops.sqrt(ops.cast(ratio, norm.dtype) * bound + error)
+    return norm * bound
 
 
 def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS):
     """Certified upper bound on the largest spectral norm in a batch of matrices.
 
     With G the Gram matrix of the smaller side (n x n) and `s = trace(G) / n`, the bound on `||G||` is the smaller of
-    `||G^(2^t)||_F^(1/2^t)` (Gram iteration) and `s + ||(G - s I)^(2^t)||_F^(1/2^t)`, which is tight near a multiple of
-    an isometry. Both are positively homogeneous, so dividing a matrix by its bound leaves one with bound 1. Valid
-    because the spectral norm of a Hermitian matrix to the power p is that of its p-th power, and is at most the
+    that of Gram iteration, `||G^(2^t)||_F^(1/2^t)`, and `s + ||(G - s I)^(2^t)||_F^(1/2^t)`, which is tight near a
+    multiple of an isometry. Both are positively homogeneous, so dividing a matrix by its bound leaves one with bound 1.
+    Valid because the spectral norm of a Hermitian matrix to the power p is that of its p-th power, and is at most the
     Frobenius norm.
 
     Args:
@@ -69,7 +81,8 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS):
         squarings: int, t above.
 
     Returns:
-        Scalar float64 tensor. Slack for rounding: `1 + 8 m n (t + 2) eps` in double precision.
+        Scalar float64 tensor. Slack for rounding: `1 + 8 m n eps` in double precision for the Gram matrix, and what
+        `_hermitian_norm_bound` says for its powers.
 
     References:
         Delattre, Barthélemy, Araujo, Allauzen: Efficient bound of Lipschitz constant for convolutional layers by Gram
@@ -91,9 +104,9 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS):
     identity = np.eye(side)
     mean = ops.sum(gram_real * identity, axis=(-2, -1), keepdims=True) / side
     shift = ops.stack([ops.zeros_like(mean), mean])
-    gram_imag = gram_imag if gram_imag is None else gram_imag[None]
+    gram_imag = gram_imag if gram_imag is None else ops.stack([gram_imag, gram_imag])
     bounds = shift + _hermitian_norm_bound(gram_real - shift * identity, gram_imag, squarings)
-    slack = 1.0 + 8.0 * rows * columns * (squarings + 2) * _EPS64
+    slack = 1.0 + 8.0 * rows * columns * _EPS64
     return ops.sqrt(ops.max(ops.min(bounds, axis=0))) * slack
 
 
@@ -114,6 +127,9 @@ def orthogonalize(matrix, steps):
         return ops.transpose(orthogonalize(ops.transpose(matrix), steps))
     side = matrix.shape[1]
     identity = ops.eye(side, dtype=matrix.dtype)
+    # The result does not depend on the scale, but squares of very large or small entries do not fit single precision.
+    largest = ops.max(ops.abs(matrix))
+    matrix = matrix / ops.where(largest > 0, largest, ops.ones_like(largest))
     gram = ops.matmul(ops.transpose(matrix), matrix)
     # Norm 1 at most before the first step: beyond sqrt(3) the iteration diverges.
     mean = ops.sum(gram * identity) / side

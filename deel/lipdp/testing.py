@@ -93,7 +93,7 @@ def search_worst_case(
         objectives["parameter_gradient"] = _parameter_gradient
     improve = {name: _improvement(f, layer, input_bound, gradient_bound) for name, f in objectives.items()}
     worst = dict.fromkeys(("output", "input_gradient", "parameter_gradient"))
-    original = None if variable is None else keras.ops.convert_to_numpy(variable)
+    original = None if variable is None else variable.numpy()
     try:
         for value in [None] if variable is None else _admissible(variable, rng, restarts):
             if value is not None:
@@ -104,11 +104,18 @@ def search_worst_case(
             gs = tf.constant(gs * gradient_bound, layer.compute_dtype)
             for name in objectives:
                 found = _ascend(improve[name], xs, gs, steps)
-                worst[name] = max(worst[name] or 0.0, found / bounds[name])
+                worst[name] = max(worst[name] or 0.0, _ratio(found, bounds[name]))
     finally:
         if variable is not None:
             variable.assign(original)
     return WorstCase(**worst)
+
+
+def _ratio(found, bound):
+    """Infinity where something was not finite, the bound is no number, or it is 0 and exceeded."""
+    if bound > 0 and math.isfinite(found):
+        return found / bound
+    return 0.0 if found == bound == 0 else math.inf
 
 
 def _claimed(layer, input_bound, gradient_bound):
@@ -183,7 +190,7 @@ def _ascend(improve, xs, gs, steps):
 def _admissible(variable, rng, restarts):
     """Values the variable may hold: its own, then extremal and random ones, through the variable's constraint."""
     shape = tuple(variable.shape)
-    own = keras.ops.convert_to_numpy(variable)
+    own = variable.numpy()
     normal = rng.normal(size=(max(restarts, 2), *shape))
     raw = [np.ones(shape), 1e-12 * np.ones(shape), own + 10.0 * normal[0], 1e3 * normal[1]]
     raw += [noise * math.prod(shape) ** -0.5 for noise in normal]

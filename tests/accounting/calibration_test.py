@@ -56,11 +56,12 @@ class TestMaxSteps:
 
     @pytest.mark.parametrize("accountant", ["rdp", "pld"])
     def test_largest_on_the_real_accountants(self, accountant):
-        step, spent = GaussianStep(PoissonSampling(0.02), 2.0), [(OTHER, 0), (STEP, 10)]
-        steps = max_steps(step, 1.5, 1e-5, spent=spent, accountant=accountant)
+        step = GaussianStep(PoissonSampling(0.02), 2.0)
+        spent = [(OTHER, 0), (step, 10)]
+        steps = max_steps(step, 1.1, 1e-5, spent=spent, accountant=accountant)
         assert steps > 0
-        assert compute_epsilon([*spent, (step, steps)], 1e-5, accountant) <= 1.5
-        assert compute_epsilon([*spent, (step, steps + 1)], 1e-5, accountant) > 1.5
+        assert compute_epsilon([*spent, (step, steps)], 1e-5, accountant) <= 1.1
+        assert compute_epsilon([*spent, (step, steps + 1)], 1e-5, accountant) > 1.1
 
     @pytest.mark.parametrize(
         ("arguments", "error", "match"),
@@ -108,14 +109,14 @@ class TestCalibrateNoise:
     @pytest.mark.parametrize("accountant", ["rdp", "pld"])
     @pytest.mark.parametrize("sampling", ["poisson", "undeclared"])
     def test_real_accountants(self, accountant, sampling):
-        keywords = dict(sampling=sampling, accountant=accountant, relative_tolerance=1e-2)
-        found = calibrate_noise(2.0, 1e-5, 64, 1500, 5, **keywords)
+        keywords = dict(sampling=sampling, accountant=accountant, relative_tolerance=5e-2)
+        found = calibrate_noise(1.0, 1e-5, 64, 1500, 5, **keywords)
         event = PoissonSampling(64 / 1500) if sampling == "poisson" else UndeclaredSampling()
 
         def cost(multiplier):
             return compute_epsilon([(GaussianStep(event, multiplier), 5 * 24)], 1e-5, accountant)
 
-        assert cost(found) <= 2.0 < cost(found / 1.02)
+        assert cost(found) <= 1.0 < cost(found / 1.06)
 
     @pytest.mark.parametrize(
         ("arguments", "error", "match"),

@@ -100,7 +100,7 @@ def test_search_reports_a_bound_that_is_six_percent_too_low(case):
 @pytest.mark.full
 @callable_cases
 def test_long_search_stays_under_the_bounds(case):
-    assert search(case.make(), case, restarts=30, steps=60, seed=1).violations() == []
+    assert search(case.make(), case, restarts=8, steps=30, seed=1).violations() == []
 
 
 @pytest.mark.full
@@ -114,6 +114,15 @@ def test_search_at_other_scales_stays_under_the_bounds(case, scale):
 def test_worst_case_names_what_was_exceeded_and_counts_non_finite_as_exceeded():
     assert WorstCase(1.0 + 0.5 * ROUNDING_TOLERANCE, 0.9, None).violations() == []
     assert WorstCase(1.01, math.inf, 1.02).violations() == ["output", "input_gradient", "parameter_gradient"]
+
+
+@pytest.mark.parametrize("bound", [math.nan, 0.0, -1.0])
+def test_a_bound_that_is_no_bound_is_exceeded(bound):
+    class Abs(layers.DP_Abs):
+        def propagate_inputs(self, input_bound):
+            return bound
+
+    assert search_worst_case(Abs(), (3,), restarts=1, steps=1).violations() == ["output"]
 
 
 def test_search_puts_the_weights_back():

@@ -169,9 +169,7 @@ def test_accountant_reports_in_history_callable_and_csv(tmp_path, accountant):
     expected = [compute_epsilon([(event, steps)], 1e-5, accountant) for steps in (5, 10)]
     assert history.history["epsilon"] == pytest.approx(expected)
     assert history.history["delta"] == [1e-5, 1e-5]
-    assert seen == [
-        {"epsilon": pytest.approx(e), "delta": 1e-5, "epoch": i + 1} for i, e in enumerate(expected)
-    ]
+    assert seen == [{"epsilon": pytest.approx(e), "delta": 1e-5, "epoch": i + 1} for i, e in enumerate(expected)]
     rows = (tmp_path / "log.csv").read_text().splitlines()
     column = rows[0].split(",").index("epsilon")
     assert [float(row.split(",")[column]) for row in rows[1:]] == pytest.approx(expected)

@@ -211,9 +211,7 @@ def private_step(model, plan, certified, x, y, sample_weight):
     weights = _weights(sample_weight, tf.shape(y)[0]) * plan.loss_weight
     if not model.jit_compile:  # XLA has no such fault, and no tensors of two sizes
         x, y, weights = _never_empty(x, y, weights)
-    gradients, y_pred, losses = _summed_gradients(
-        model, model.loss_function, plan.output_gradient_bound, x, y, weights
-    )
+    gradients, y_pred, losses = _summed_gradients(model, model.loss_function, plan.output_gradient_bound, x, y, weights)
     if model.debug:
         _log_step(model, plan, gradients)
     with tf.control_dependencies([count]):

@@ -31,8 +31,7 @@ class DP_LayerCentering(NonExpansive, keras.layers.Layer):
     def __init__(self, axis=None, **kwargs):
         super().__init__(**kwargs)
         if axis is not None:
-            axes = (axis,) if isinstance(axis, int) else tuple(axis)
-            axis = tuple(_checks.integer(f"DP_LayerCentering '{self.name}'", "axis", a, at_least=-32) for a in axes)
+            axis = _checks.integers(f"DP_LayerCentering '{self.name}'", "axis", axis, at_least=-32)
         self.axis = axis
 
     def _axes(self, rank):
