@@ -33,10 +33,11 @@ _SQUARINGS = 4
 def _hermitian_norm_bound(real, imag, squarings):
     """Upper bound on the norm of each Hermitian matrix `H = real + i imag` of a batch, as (..., 1, 1).
 
-    With H_0 = H / ||H||_F and H_(j+1) = H_j^2 / r_j, r_j = ||H_j^2||_F, it is `||H_j||^2 <= r_j ||H_(j+1)|| + e`, and the
-    last norm is at most 1: unrolled, and without e, this is Gram iteration `||H^(2^t)||_F^(1 / 2^t)`. (Unscaled powers
-    would underflow to zero, a false bound.) e covers the rounding of a product of matrices of Frobenius norm 1: at most
-    `n u` for each of the three real products in it, plus what scaling and casting add. So single precision will do here.
+    With H_0 = H / ||H||_F and H_(j+1) = H_j^2 / r_j, r_j = ||H_j^2||_F, it is `||H_j||^2 <= r_j ||H_(j+1)|| + e`, and
+    the last norm is at most 1: unrolled, and without e, this is Gram iteration `||H^(2^t)||_F^(1 / 2^t)`. (Unscaled
+    powers would underflow to zero, a false bound.) e covers the rounding of a product of matrices of Frobenius norm 1:
+    at most `n u` for each of the three real products in it, plus what scaling and casting add. So single precision
+    will do here.
     """
     squares = real * real if imag is None else real * real + imag * imag
     norm = ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True))

@@ -3,9 +3,9 @@
     python experiments/step_cost/run.py --output experiments/step_cost/results/step_cost.json
 
 Three models of the quick start's shape (two 3x3 convolutions of 32 and 64 filters on 28x28 images, pooling, one dense
-layer): `plain` (ReLU, max pooling, no privacy), `same_layers` (group sort and L2-norm pooling, trained by Keras's own step
-without projection) and `private`. Each round times one step of each; the floor is timed twice. Peak memory is measured in
-a fresh process for each model.
+layer): `plain` (ReLU, max pooling, no privacy), `same_layers` (group sort and L2-norm pooling, trained by Keras's own
+step without projection) and `private`. Each round times one step of each; the floor is timed twice. Peak memory is
+measured in a fresh process for each model.
 """
 
 import argparse

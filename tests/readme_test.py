@@ -1,0 +1,43 @@
+"""The quick start of the README runs as written, and its commands exist."""
+
+import pathlib
+import re
+
+import numpy as np
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_quick_start():
+    [code] = blocks("python")
+    namespace = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    history = namespace["model"].history.history
+    assert len(history["epsilon"]) == 30
+    assert np.isfinite(history["epsilon"]).all()
+    assert history["val_accuracy"][-1] > 0.5  # chance is 0.1
+
+
+def test_commands_exist():
+    from typer.testing import CliRunner
+
+    from deel.lipdp.cli import app
+
+    commands = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
+    lipdp = [words[1:] for words in commands if words[:1] == ["lipdp"]]
+    assert {words[0] for words in lipdp} == {"demo", "train", "epsilon", "calibrate"}
+    for words in lipdp:
+        if words[0] in ("epsilon", "calibrate"):
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, result.output
+        else:
+            options = CliRunner().invoke(app, [words[0], "--help"]).output
+            assert all(word in options for word in words if word.startswith("--"))
+    makefile = (pathlib.Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    targets = [words[1] for words in commands if words[:1] == ["make"]]
+    assert targets == ["demo", "test"]
+    assert all(f"\n{target}:" in makefile for target in targets)
