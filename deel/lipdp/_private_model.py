@@ -204,6 +204,8 @@ class PrivateModel:
         """As in Keras; also fixes what the steps to come release. A change of that makes a new graph."""
         if self.distribute_strategy.num_replicas_in_sync > 1:
             _refuse(self._who(), "one replica", "a distribution strategy of several", "Train on one device.")
+        # On by default on recent GPUs; its 10 bits of mantissa are beyond the slack of the bounds.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
         self.restore_constraints()
         plan = self._make_plan()
         force = force or plan != self._plan
