@@ -35,9 +35,7 @@ ESTABLISHED = {
         "DP_QuickSpectralConv2D DP_ClipGradient DPLayer"
     ),
     "losses": "DP_Loss DP_TauCategoricalCrossentropy",
-    "pipeline": (
-        "DatasetMetadata load_and_prepare_images_data bound_clip_value bound_normalize default_delta_value"
-    ),
+    "pipeline": ("DatasetMetadata load_and_prepare_images_data bound_clip_value bound_normalize default_delta_value"),
     "sensitivity": "get_max_epochs",
     "accounting": "DPGD_Mechanism calibrate_noise",
     "sampling": "poisson_batches",

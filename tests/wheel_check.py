@@ -1,0 +1,32 @@
+"""Builds the wheel, installs it in a clean environment beside deel-lip, and runs the demo. Part of `make test-full`."""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+import venv
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        subprocess.run(
+            [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder / "dist"), str(ROOT)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        [wheel] = (folder / "dist").glob("*.whl")
+        venv.create(folder / "env", with_pip=True)
+        python = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+        code = "import deel.lip, deel.lipdp.model as m; assert 'env' in m.__file__, m.__file__"
+        subprocess.run([str(python), "-c", code], check=True, cwd=folder)
+        subprocess.run([str(python), "-m", "deel.lipdp", "demo", "--output", "run"], check=True, cwd=folder)
+        assert (folder / "run" / "privacy.json").exists()
+    print("wheel: installed beside deel-lip, demo run")
+
+
+if __name__ == "__main__":
+    main()
