@@ -21,7 +21,7 @@ test-full: lint docs
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff format --diff --quiet .
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict --quiet
