@@ -1,7 +1,9 @@
 """The mixin that makes a Keras model's training private: one step, one ledger, one noise source."""
 
+import contextlib
 import dataclasses
 import logging
+import types
 
 import keras
 import numpy as np
@@ -33,6 +35,9 @@ _logger = logging.getLogger(__name__)
 
 _NO_LIMIT = np.iinfo("int64").max
 
+# Noise below this would be flushed to zero in single precision, with the gradient unprotected.
+_SMALLEST_STDDEV = 1e-30
+
 
 def _refuse(who, expected, received, remedy, error=ValueError):
     raise error(_checks.message(who, expected, received, remedy))
@@ -56,6 +61,7 @@ class PrivateModel:
         self._step_limit = tf.Variable(_NO_LIMIT, dtype=tf.int64, trainable=False)
         self._certified = None
         self._plan = None
+        self._graphs = types.SimpleNamespace(functions={})  # Keras would track a plain dict
         self._sampler = None
         self._loss_weight = 1.0
         self.loss_function = None
@@ -109,7 +115,7 @@ class PrivateModel:
         )
         self._loss_weight = float(weights[0])
         self.loss_function = keras.losses.get(loss)
-        self._plan = None
+        self._graphs.functions.clear()
         if self.layers_forward_order():
             check_model(self)
             output_gradient_bound(self)
@@ -147,20 +153,32 @@ class PrivateModel:
                 f"class_weight={class_weight}",
                 "Larger ones would be undone by the gradient bound: divide all by the largest.",
             )
-        self._sampler = self._check_data(x)
-        is_arrays = y is not None
+        sampler = self._check_data(x)
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it ignores shuffle=True
         if batch_size is not None and batch_size != self.dataset_metadata.batch_size:
             self._refuse_batch_size(batch_size)
-        if is_arrays:
+        if y is not None:  # arrays
             batch_size = self.dataset_metadata.batch_size
-        try:
+        with self._training_on(sampler):
             history = super().fit(x, y, batch_size=batch_size, epochs=epochs, class_weight=class_weight, **kwargs)
-        finally:
-            self._sampler = None
         self.restore_constraints()  # optimizers may average weights when training ends
         return history
+
+    def train_on_batch(self, *args, **kwargs):
+        """As in Keras; the batch is of unknown origin and priced as one full release."""
+        with self._training_on(None):
+            return super().train_on_batch(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _training_on(self, sampler):
+        """Says where batches come from while the block runs, also if it runs inside another such block."""
+        outer = self._sampler, self._plan, self.train_function
+        self._sampler, self._plan = sampler, None
+        try:
+            yield
+        finally:
+            self._sampler, self._plan, self.train_function = outer
 
     def _refuse_batch_size(self, batch_size):
         _refuse(
@@ -207,10 +225,11 @@ class PrivateModel:
         # On by default on recent GPUs; its 10 bits of mantissa are beyond the slack of the bounds.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self.restore_constraints()
-        plan = self._make_plan()
-        force = force or plan != self._plan
-        self._plan = plan
-        super().make_train_function(force=force)
+        self._plan = self._make_plan()
+        key = (self._plan, self.run_eagerly, self.jit_compile, self.steps_per_execution)
+        self.train_function = None if force else self._graphs.functions.get(key)
+        super().make_train_function()
+        self._graphs.functions[key] = self.train_function
 
     def _make_plan(self):
         if not self.built or self.loss_function is None:
@@ -223,6 +242,14 @@ class PrivateModel:
         bounds = compute_gradient_bounds(self)
         coefs = get_noise_multiplier_coefs(self, bounds)
         stddevs = noise_stddevs(self, bounds, coefs)
+        smallest, largest = (f(stddevs.values()) / self.dataset_metadata.batch_size for f in (min, max))
+        if largest > 0 and not _SMALLEST_STDDEV <= smallest <= largest <= 1 / _SMALLEST_STDDEV:
+            _refuse(
+                self._who(),
+                f"noise of stddev between {_SMALLEST_STDDEV} and {1 / _SMALLEST_STDDEV}, where single precision holds",
+                f"{smallest:.3g} to {largest:.3g}",
+                "Rescale the data and the upper_bound of DP_BoundedInput.",
+            )
         sampling = self._sampler.sampling if self._sampler else UndeclaredSampling()
         keys = self._keys()
         plan = StepPlan(
@@ -234,7 +261,7 @@ class PrivateModel:
             loss_weight=self._loss_weight,
         )
         self.ledger.counter(plan.event)  # variables cannot be made inside a graph
-        if self.dp_parameters.noise_seed is not None or (self._sampler and self._sampler.seeded):
+        if self._noise_source.seeded or (self._sampler and self._sampler.seeded):
             self.ledger.seeded = True
         return plan
 
@@ -248,7 +275,8 @@ class PrivateModel:
         if steps is None:
             self._step_limit.assign(_NO_LIMIT)
         else:
-            self._step_limit.assign(int(self.ledger.counter(self.event_in_force).numpy()) + steps)
+            limit = int(self.ledger.counter(self.event_in_force).numpy()) + steps
+            self._step_limit.assign(min(limit, int(self._step_limit)))  # of several budgets the least holds
 
     def reached_step_limit(self):
         """Whether the next step would be skipped."""
@@ -258,12 +286,13 @@ class PrivateModel:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self._checked_inputs(x)
 
+        plan = self._plan or self._make_plan()  # called directly: batches of unknown origin
+
         def step():
-            private_step(self, self._plan, self._certified, x, y, sample_weight)
+            private_step(self, plan, self._certified, x, y, sample_weight)
             return 0
 
-        within = self.ledger.counter(self._plan.event).value < self._step_limit
-        tf.cond(within, step, lambda: 0)
+        tf.cond(self.ledger.counter(plan.event).value < self._step_limit, step, lambda: 0)
         return self.get_metrics_result()
 
     def _checked_inputs(self, x):
@@ -273,7 +302,7 @@ class PrivateModel:
         if shape is None or not tf.TensorShape(shape).is_compatible_with(expected):
             received = f"inputs of shape {tuple(shape)}" if shape is not None else type(x).__name__
             _refuse(self._who(), f"inputs of shape {expected}", received, "Reshape the data, or state their shape.")
-        return tf.ensure_shape(x, expected)
+        return tf.ensure_shape(tf.cast(x, self.compute_dtype), expected)
 
     def update_loss(self, value, count):
         """Adds a batch's mean loss to the average that Keras logs."""
@@ -303,7 +332,7 @@ class PrivateModel:
             self._certified.certify()
         else:
             self._certified = CertifiedWeights(variables)
-            self._plan = None  # the graph of a step captures the copies
+            self._graphs.functions.clear()  # the graph of a step captures the copies
 
     def set_weights(self, weights):
         super().set_weights(weights)
@@ -312,6 +341,14 @@ class PrivateModel:
     def load_weights(self, *args, **kwargs):
         super().load_weights(*args, **kwargs)
         self.restore_constraints()
+
+    def save(self, filepath, *args, **kwargs):
+        """As in Keras, to a `.keras` file: the older HDF5 format has no place for the ledger and is refused."""
+        if str(filepath).endswith((".h5", ".hdf5")):
+            _refuse(
+                self._who(), "a .keras file", f"'{filepath}'", "HDF5 would forget the spent privacy: save to .keras."
+            )
+        super().save(filepath, *args, **kwargs)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -323,7 +360,7 @@ class PrivateModel:
         if "ledger" in store:
             self.ledger.merge_json(np.asarray(store["ledger"]).tobytes().decode(), "ledger")
         # A seeded study continues its noise where the weights stopped; a secret key never goes back.
-        if "noise_draws" in store and self.dp_parameters.noise_seed is not None:
+        if "noise_draws" in store and self._noise_source.seeded:
             self._noise_source.draws.assign(int(np.asarray(store["noise_draws"])))
 
     def _private_config(self):

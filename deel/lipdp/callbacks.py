@@ -37,15 +37,19 @@ class DP_Accountant(keras.callbacks.Callback):
         self.epsilon_max = epsilon_max
 
     def on_train_begin(self, logs=None):
-        if self.epsilon_max is None:
+        self._limited = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Not when training begins: a callback after this one may then still restore what an earlier run has spent.
+        if self.epsilon_max is None or self._limited:
             return
-        parameters = self.model.dp_parameters
+        self._limited = True
         steps = 0  # a known seed voids epsilon: no step fits any budget
         if not self.model.ledger.seeded:
             steps = max_steps(
                 self.model.event_in_force,
                 self.epsilon_max,
-                parameters.delta,
+                self.model.dp_parameters.delta,
                 spent=self.model.ledger.entries(),
                 accountant=self.accountant,
             )

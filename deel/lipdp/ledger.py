@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import secrets
 
 import keras
 
@@ -17,54 +18,66 @@ _VERSION = 1
 class Ledger:
     """Step counts of each event, as int64 variables that the training graph increments.
 
+    It is no weight of the model, so nothing that sets weights lowers it. Each ledger counts under an identity of its
+    own and remembers what others have counted: of one identity the larger count is kept when ledgers meet, and
+    different identities add up. So going back to an earlier checkpoint of a run forgets nothing and counts nothing
+    twice, and a model that takes over the weights of another one takes over what was spent on them.
+
     Attributes:
         seeded: bool, whether some noise or some batch came from a seed that is not secret. It never goes back to False,
             and it voids epsilon.
-
-    It is no weight of the model, so nothing that sets weights lowers it: loading merges a stored ledger into this one
-    and
-    keeps the larger count of each event.
     """
 
     def __init__(self):
+        self._identity = secrets.token_hex(8)
         self._counters = {}
+        self._others = {}
         self.seeded = False
 
     def counter(self, event):
-        """The int64 variable that counts steps under `event`; made on first use."""
+        """The int64 variable that counts this ledger's own steps under `event`; made on first use."""
         if event not in self._counters:
             self._counters[event] = keras.Variable(
                 0, dtype="int64", trainable=False, name=f"ledger_{len(self._counters)}"
             )
         return self._counters[event]
 
+    def _counts(self):
+        """dict (identity, event) -> steps."""
+        own = {(self._identity, event): int(variable.numpy()) for event, variable in self._counters.items()}
+        return {**self._others, **own}
+
     def entries(self):
-        """list of (event, steps), in the order the events came into force; events without steps left out."""
-        counts = [(event, int(variable.numpy())) for event, variable in self._counters.items()]
-        return [(event, steps) for event, steps in counts if steps]
+        """list of (event, steps), events without steps left out."""
+        total = {}
+        for (_, event), steps in self._counts().items():
+            total[event] = total.get(event, 0) + steps
+        return [(event, steps) for event, steps in total.items() if steps]
 
     @property
     def steps(self):
         """int, steps counted under all events together."""
         return sum(steps for _, steps in self.entries())
 
-    def merge(self, entries):
-        """Keeps, for each event, the larger of its own count and the given one."""
-        for event, steps in entries:
-            counter = self.counter(event)
-            counter.assign(max(int(counter.numpy()), steps))
-
     def to_json(self, ahead=0, event=None):
         """The ledger as text, with `ahead` more steps of `event` counted."""
-        counts = dict(self.entries())
+        counts = self._counts()
         if ahead:
-            counts[event] = counts.get(event, 0) + ahead
-        entries = [{**event_to_config(e), "steps": steps} for e, steps in counts.items()]
-        content = {"version": _VERSION, "seeded": self.seeded, "entries": entries}
-        return json.dumps(content, indent=1)
+            key = (self._identity, event)
+            counts[key] = counts.get(key, 0) + ahead
+        entries = [
+            {**event_to_config(event), "counted_by": identity, "steps": steps}
+            for (identity, event), steps in counts.items()
+            if steps
+        ]
+        return json.dumps({"version": _VERSION, "seeded": self.seeded, "entries": entries}, indent=1)
 
     def merge_json(self, text, source="ledger"):
-        """Merges what `to_json` wrote.
+        """Merges what `to_json` of this or another ledger wrote.
+
+        Args:
+            text: str.
+            source: str, for the message of an error.
 
         Raises:
             ValueError: if it is damaged, or written by a newer version: what it counts cannot be known.
@@ -73,9 +86,13 @@ class Ledger:
             content = json.loads(text)
             version = int(content["version"])
             if version <= _VERSION:
-                entries = [
-                    (event_from_config(e), _checks.integer(source, "steps", e["steps"], at_least=0))
-                    for e in content["entries"]
+                counts = [
+                    (
+                        str(entry["counted_by"]),
+                        event_from_config(entry),
+                        _checks.integer(source, "steps", entry["steps"], at_least=0),
+                    )
+                    for entry in content["entries"]
                 ]
                 seeded = bool(content["seeded"])
         except (KeyError, TypeError, ValueError) as error:
@@ -91,7 +108,13 @@ class Ledger:
             raise ValueError(
                 _checks.message(source, f"version at most {_VERSION}", f"version {version}", "Update lipdp.")
             )
-        self.merge(entries)
+        for identity, event, steps in counts:
+            if identity == self._identity:
+                counter = self.counter(event)
+                counter.assign(max(int(counter.numpy()), steps))
+            else:
+                key = (identity, event)
+                self._others[key] = max(self._others.get(key, 0), steps)
         self.seeded = self.seeded or seeded
 
     def write(self, path, ahead=0, event=None):

@@ -15,8 +15,8 @@ __all__ = ["RECIPES", "Recipe", "build_model"]
 class Recipe:
     """A network from pixels and how to train it.
 
-    The image is centred and scaled to norm 1, so that every example uses the whole input bound; a convolution whose
-    windows do not overlap is an isometry with bound factor 1; dense layers follow.
+    The image is centred and scaled to norm 1, so that every example uses the whole input bound. A convolution, the
+    absolute value and L2-norm pooling follow, then dense layers.
 
     Args:
         epochs: int, passes' worth of steps.
@@ -25,8 +25,8 @@ class Recipe:
         momentum: float in [0, 1).
         temperature: float > 0, of the loss.
         clip_value: float > 0, clip of each example's gradient at the logits.
-        patch_size: int, side and stride of the convolution.
-        filters: int, of the convolution.
+        kernel_size, strides, filters: int, of the convolution; its padding is "same".
+        pool_size: int, side of a pooling window; 1 for no pooling.
         hidden_units: tuple of int, the dense layers before the logits.
     """
 
@@ -36,16 +36,20 @@ class Recipe:
     momentum: float = 0.9
     temperature: float = 40.0
     clip_value: float = 0.3
-    patch_size: int = 4
+    kernel_size: int = 5
+    strides: int = 2
     filters: int = 16
+    pool_size: int = 2
     hidden_units: tuple = (128,)
 
 
+# Chosen on MNIST and digits, on held-out parts of their training sets; the other two take over MNIST's.
+_IMAGES = Recipe(epochs=30, batch_size=2048)
 RECIPES = {
-    "digits": Recipe(epochs=60, batch_size=256, patch_size=2, hidden_units=(64,)),
-    "mnist": Recipe(epochs=30, batch_size=2048),
-    "fashion_mnist": Recipe(epochs=30, batch_size=2048),
-    "cifar10": Recipe(epochs=30, batch_size=2048),
+    "digits": Recipe(epochs=60, batch_size=256, kernel_size=2, pool_size=1, hidden_units=(64,)),
+    "mnist": _IMAGES,
+    "fashion_mnist": _IMAGES,
+    "cifar10": _IMAGES,
 }
 
 
@@ -64,10 +68,14 @@ def build_model(recipe, dp_parameters, dataset_metadata):
         layers.DP_BoundedInput(dataset_metadata.max_norm, input_shape=dataset_metadata.input_shape),
         layers.DP_LayerCentering(),
         layers.DP_NormalizeToBall(1.0),
-        layers.DP_QuickSpectralConv2D(recipe.filters, recipe.patch_size, strides=recipe.patch_size, name="conv"),
+        layers.DP_QuickSpectralConv2D(
+            recipe.filters, recipe.kernel_size, strides=recipe.strides, padding="same", name="conv"
+        ),
         layers.DP_Abs(),
-        layers.DP_Flatten(),
     ]
+    if recipe.pool_size > 1:
+        stack.append(layers.DP_ScaledL2NormPooling2D(recipe.pool_size))
+    stack.append(layers.DP_Flatten())
     for index, units in enumerate(recipe.hidden_units):
         stack += [layers.DP_QuickSpectralDense(units, name=f"dense_{index}"), layers.DP_Abs()]
     stack += [

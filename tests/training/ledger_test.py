@@ -39,6 +39,46 @@ def test_every_way_of_training_counts():
     assert private.ledger.steps == 38
 
 
+class TrainsInside(keras.callbacks.Callback):
+    """Trains in the middle of a fit, on batches of another origin."""
+
+    def __init__(self, train):
+        super().__init__()
+        self.train = train
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            self.train(self.model)
+
+
+def test_training_inside_training_and_after_it_is_counted_for_what_it_is():
+    x, y = data(40)
+    private = model()
+    inside = TrainsInside(lambda m: m.train_on_batch(x[:8], y[:8]))
+    private.fit(poisson_batches(x, y, 8), verbose=0, callbacks=[inside])
+    counts = {event.sampling.name: steps for event, steps in private.ledger.entries()}
+    assert counts == {"poisson": 5, "undeclared": 1}
+    inside = TrainsInside(lambda m: m.fit(poisson_batches(x, y, 8, steps=2), verbose=0))
+    private.fit(x, y, verbose=0, callbacks=[inside])
+    with pytest.raises(ValueError, match="batch_size=3"):
+        private.fit(poisson_batches(x, y, 8), batch_size=3)
+    private.train_on_batch(x[:8], y[:8])
+    private.run_eagerly = True
+    private.train_step((x[:8], y[:8]))
+    counts = {event.sampling.name: steps for event, steps in private.ledger.entries()}
+    assert counts == {"poisson": 7, "undeclared": 1 + 5 + 1 + 1}
+
+
+def test_graphs_are_kept_between_fits():
+    x, y = data(40)
+    private = model()
+    private.fit(x, y, verbose=0)
+    [first] = private._graphs.functions.values()
+    private.fit(x, y, verbose=0)
+    private.train_on_batch(x[:8], y[:8])
+    assert list(private._graphs.functions.values()) == [first]
+
+
 def test_steps_per_execution_counts_each_step():
     x, y = data(40)
     private = model(compile_arguments={"steps_per_execution": 3})
@@ -103,17 +143,47 @@ def test_ledger_travels_with_the_saved_model(tmp_path):
     assert private.ledger.steps == 10  # two models share nothing
 
 
-def test_merge_keeps_the_larger_count_and_the_seed_mark():
+def count(ledger, event, steps):
+    counter = ledger.counter(event)
+    counter.assign(counter.value + steps)
+
+
+def test_ledgers_that_meet():
     event, other = GaussianStep(PoissonSampling(0.1), 1.0), GaussianStep(UndeclaredSampling(), 1.0)
-    ledger, stored = Ledger(), Ledger()
-    ledger.merge([(event, 7)])
-    stored.merge([(event, 3), (other, 2)])
-    stored.seeded = True
-    ledger.merge_json(stored.to_json())
-    assert dict(ledger.entries()) == {event: 7, other: 2}
-    assert ledger.seeded
-    ledger.merge_json(Ledger().to_json())
-    assert ledger.steps == 9 and ledger.seeded
+    first, second = Ledger(), Ledger()
+    count(first, event, 7)
+    earlier = first.to_json()
+    count(first, event, 3)
+    first.merge_json(earlier)  # a checkpoint of its own: the larger count
+    assert first.entries() == [(event, 10)]
+    second.merge_json(earlier)
+    second.merge_json(first.to_json())  # two moments of one run: the later
+    assert second.entries() == [(event, 10)]
+    count(second, event, 2)
+    count(second, other, 1)
+    assert dict(second.entries()) == {event: 12, other: 1}  # two runs: the sum
+    first.merge_json(second.to_json())
+    assert dict(first.entries()) == {event: 12, other: 1}
+    second.seeded = True
+    first.merge_json(second.to_json())
+    first.merge_json(Ledger().to_json())
+    assert first.seeded and first.steps == 13
+
+
+def test_weights_of_another_run_bring_what_was_spent_on_them(tmp_path):
+    x, y = data(40)
+    models = [model(optimizer=keras.optimizers.SGD(0.1, momentum=0.9)) for _ in range(2)]
+    for private in models:
+        private.fit(x, y, verbose=0)
+    models[1].save_weights(tmp_path / "w.weights.h5")
+    models[0].load_weights(tmp_path / "w.weights.h5")  # its momentum still comes from its own data
+    assert models[0].ledger.steps == 10
+
+
+def test_the_format_without_a_ledger_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="HDF5"):
+        model().save(tmp_path / "model.h5")
+    assert not (tmp_path / "model.h5").exists()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +205,7 @@ def test_unreadable_ledgers_are_refused(text, words):
             "event": "gaussian_step",
             "noise_multiplier": 1.0,
             "sampling": {"name": "undeclared"},
+            "counted_by": "another",
             "steps": -1,
         }
     ]
@@ -191,6 +262,21 @@ def test_epsilon_max_stops_before_the_step_that_exceeds_it(steps_per_execution):
         np.testing.assert_array_equal(before, after)
     private.fit(poisson_batches(x, y, 8), verbose=0)  # the limit went with its callback
     assert private.ledger.steps == 14
+
+
+def test_of_two_budgets_the_smaller_holds_whatever_is_restored(tmp_path):
+    x, y = data(40)
+    event = GaussianStep(PoissonSampling(0.2), 3.0 / math.sqrt(3))
+    budgets = [compute_epsilon([(event, steps)], 1e-5, "pld") * (1 + 1e-9) for steps in (9, 20)]
+    earlier = Ledger()
+    count(earlier, event, 6)
+    tmp_path.joinpath("backup").mkdir()
+    earlier.write(tmp_path / "backup" / "ledger.json")
+    private = model(noise_multiplier=3.0)
+    callbacks = [DP_Accountant("logging", "pld", epsilon_max=budget) for budget in budgets]
+    callbacks.append(DP_BackupAndRestore(tmp_path / "backup"))  # restores after the accountants began
+    private.fit(poisson_batches(x, y, 8), epochs=3, verbose=0, callbacks=callbacks)
+    assert private.ledger.entries() == [(event, 9)]
 
 
 def test_log_fn():

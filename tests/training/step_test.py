@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from doubles import NUM_CLASSES, RecordingSGD, data, layer_list, model, summed_gradients
+from doubles import NUM_CLASSES, SHAPE, RecordingSGD, data, layer_list, model, summed_gradients
 
-from deel.lipdp.layers import DP_ClipGradient
+from deel.lipdp.layers import DP_ClipGradient, DP_Flatten, DP_QuickSpectralDense
 from deel.lipdp.losses import DP_TauCategoricalCrossentropy
 from deel.lipdp.model import DP_Model, DP_Sequential, compute_gradient_bounds
 from deel.lipdp.sampling import poisson_batches
@@ -228,6 +228,34 @@ def test_weights_stay_certified_after_averaging():
     private = model(n=16, noise_multiplier=5.0, optimizer=optimizer)
     private.fit(x, y, epochs=3, verbose=0, callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True)])
     assert all(float(layer.certified_norm()) <= 1.0 for layer in private.layers if hasattr(layer, "certified_norm"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 1000, 16384])
+def test_the_slack_covers_the_rounding_of_a_large_sum(batch_size):
+    """The worst sum there is: equal examples that all attain the bound, one of them taken away."""
+    x, y = np.ones((batch_size, *SHAPE), "float32") * 10, np.zeros((batch_size, NUM_CLASSES), "float32")
+    y[:, 0] = 1
+    layers = [layer_list()[0], DP_Flatten(), DP_QuickSpectralDense(NUM_CLASSES, name="dense"), DP_ClipGradient(1e-3)]
+    private = model(layers, noise_multiplier=0.0, n=batch_size, batch_size=batch_size, optimizer=RecordingSGD(0.0))
+    [bound] = compute_gradient_bounds(private).values()
+    [with_it], [without] = summed_gradients(private, x, y), summed_gradients(private, x[1:], y[1:])
+    found = np.linalg.norm(with_it.astype("float64") - without.astype("float64"))
+    assert 0.99 * bound <= found <= bound
+
+
+def test_a_nan_label_does_not_reach_the_logged_loss():
+    x, y = data(8)
+    y[3] = np.nan
+    history = model().fit(x, y, epochs=2, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
+    assert len(history.history["loss"]) == 2 and np.isfinite(history.history["loss"]).all()
+
+
+@pytest.mark.parametrize("cls", [DP_Sequential, DP_Model])
+def test_integer_images_train(cls):
+    x, y = data(8)
+    private = model(cls=cls)
+    private.fit((100 * x).astype("uint8"), y, verbose=0)
+    assert private.predict((100 * x).astype("uint8"), verbose=0).shape == (8, NUM_CLASSES)
 
 
 def test_xla_gives_the_same_step():

@@ -54,6 +54,7 @@ class NoiseSource:
     """
 
     def __init__(self, seed=None):
+        self.seeded = seed is not None
         if seed is None:
             key = np.frombuffer(os.urandom(16), dtype=np.int64)
         else:
@@ -153,6 +154,8 @@ def _guarded_cotangents(loss, y, y_pred, weights, radius):
         losses = tf.vectorized_map(lambda pair: tf.reduce_mean(loss(pair[0][None], pair[1][None])), (y, y_pred))
         losses = tf.reshape(losses, [-1]) * tf.cast(weights, y_pred.dtype)
     cotangents = tape.gradient(losses, y_pred, unconnected_gradients="zero")
+    # The reported loss leaves out what the gradient leaves out: a NaN would set off TerminateOnNaN, for one record.
+    losses = _linalg.finite_or_zero(losses)
     return losses, _linalg.project_on_ball(_linalg.finite_or_zero(cotangents), radius)
 
 

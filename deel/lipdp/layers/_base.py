@@ -38,6 +38,9 @@ class DPLayer:
         """Bound on the gradient of the layer's one trainable variable."""
         raise _says_nothing(self, "backpropagate_params(input_bound, gradient_bound)")
 
+    def check(self):
+        """Raises `ValueError` if something the bounds rest on was changed since construction; called before training."""
+
     def has_parameters(self):
         """Whether the layer holds trainable variables (it has to be built)."""
         return bool(self.trainable_variables)

@@ -94,6 +94,19 @@ class SpectralKernel(DPLayer):
         self.nm_coef = _checks.number(who, "nm_coef", kwargs.pop("nm_coef", 1.0), above=0.0)
         return {**kwargs, "use_bias": False}
 
+    def check(self):
+        constraint = getattr(self.kernel, "constraint", None)
+        known = [keras.activations.get(name) for name in _ACTIVATIONS]
+        if self.activation not in known or self.use_bias or not isinstance(constraint, UnitBall):
+            raise ValueError(
+                _checks.message(
+                    f"{type(self).__name__} '{self.name}'",
+                    "the activation, bias and kernel constraint it was made with",
+                    f"activation={self.activation!r}, use_bias={self.use_bias}, kernel constraint {constraint!r}",
+                    "Make a new layer instead of changing one: its bounds rest on them.",
+                )
+            )
+
     def _operator_norm_bound(self, kernel):
         raise NotImplementedError
 

@@ -1,6 +1,7 @@
 """Entrance and shape layers: the input guard, and maps that only rearrange entries."""
 
 import keras
+from keras import ops
 
 from deel.lipdp import _checks, _linalg
 from deel.lipdp.layers._base import NonExpansive
@@ -49,6 +50,7 @@ class DP_BoundedInput(NonExpansive, keras.layers.Layer):
             self._input_shape_arg = tuple(input_shape)
 
     def call(self, inputs):
+        inputs = ops.cast(inputs, self.compute_dtype)
         return _linalg.project_on_ball(_linalg.finite_or_zero(inputs), self.upper_bound)
 
     def propagate_inputs(self, input_bound):

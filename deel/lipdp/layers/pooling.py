@@ -10,8 +10,9 @@ from deel.lipdp.layers._base import DPLayer
 
 __all__ = ["DP_ScaledL2NormPooling2D"]
 
-# A window of smaller energy counts as zero. Squares below about 1e-38 lose their digits in float32, and a gradient
-# x / ||x|| made of them could have any norm; here they are at most 1e-8 of the window's energy.
+# Below this energy of a window, its norm and gradient are divided by the root of this instead of the norm, which makes
+# both smaller. Squares below about 1e-38 lose their digits in float32, and a gradient x / ||x|| made of them could have
+# any norm; above it they are at most 1e-8 of the window's energy.
 _SMALLEST_ENERGY = 1e-30
 
 
@@ -74,8 +75,8 @@ class DP_ScaledL2NormPooling2D(DPLayer, keras.layers.Layer):
         )
 
     def call(self, inputs):
-        # Half of the derivative of the square is left out here, and the half that the square root would bring below:
-        # the gradient is x / ||x|| all the same, two passes over the image are saved, and no root is differentiated.
+        # Half of the derivative of the square is left out here, and so is the half that the root would bring below: the
+        # gradient is x / ||x|| all the same, two passes over the image are saved, and no root is differentiated.
         squares = inputs * ops.stop_gradient(inputs)
         if self.padding == "same":
             # Padded here, since average pooling with "same" divides by the number of real entries.
@@ -86,9 +87,7 @@ class DP_ScaledL2NormPooling2D(DPLayer, keras.layers.Layer):
             squares = ops.pad(squares, [(0, 0), *((a // 2, a - a // 2) for a in amounts), (0, 0)])
         window = math.prod(self.pool_size)
         energy = window * ops.average_pool(squares, self.pool_size, self.strides, padding="valid")
-        positive = energy > _SMALLEST_ENERGY
-        norm = ops.stop_gradient(ops.sqrt(ops.where(positive, energy, ops.ones_like(energy))))
-        return ops.where(positive, energy / norm, ops.zeros_like(energy))
+        return energy * ops.stop_gradient(ops.rsqrt(ops.maximum(energy, _SMALLEST_ENERGY)))
 
     def propagate_inputs(self, input_bound):
         return math.sqrt(self._overlap) * input_bound
