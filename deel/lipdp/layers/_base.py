@@ -39,7 +39,7 @@ class DPLayer:
         raise _says_nothing(self, "backpropagate_params(input_bound, gradient_bound)")
 
     def check(self):
-        """Raises `ValueError` if something the bounds rest on was changed since construction; called before training."""
+        """Raises `ValueError` if something the bounds rest on was changed since construction. Runs before training."""
 
     def has_parameters(self):
         """Whether the layer holds trainable variables (it has to be built)."""
