@@ -30,7 +30,7 @@ setup(
         "typer>=0.12",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "ruff", "build"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "build", "wandb"],
         "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]"],
         "wandb": ["wandb"],
         "experiments": ["wandb", "pandas"],

@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 
@@ -13,13 +15,27 @@ def blocks(language):
 
 
 def test_quick_start():
-    [code] = blocks("python")
+    code, _ = blocks("python")
     namespace = {}
     exec(compile(code, "README.md", "exec"), namespace)
     history = namespace["model"].history.history
     assert len(history["epsilon"]) == 30
     assert np.isfinite(history["epsilon"]).all()
     assert history["val_accuracy"][-1] > 0.5  # chance is 0.1
+
+
+def test_your_own_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, code = blocks("python")
+    namespace = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    history = namespace["model"].history.history
+    assert 0.9 < history["epsilon"][-1] <= 1.0
+    assert history["accuracy"][-1] > 0.8  # chance is 0.5
+    # In a new process, with the one import that the README names.
+    load = "import keras, deel.lipdp.model; print(keras.models.load_model('model.keras').ledger.steps)"
+    result = subprocess.run([sys.executable, "-c", load], capture_output=True, check=True, text=True)
+    assert int(result.stdout) == 100
 
 
 def test_commands_exist():

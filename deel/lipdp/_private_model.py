@@ -55,6 +55,14 @@ class PrivateModel:
                 _refuse(self._who(), f"{name} to be {cls.__name__}", f"{value!r}", "", TypeError)
         self.dp_parameters = dp_parameters
         self.dataset_metadata = dataset_metadata
+        if dp_parameters.delta * dataset_metadata.nb_samples_train >= 1:
+            _logger.warning(
+                "%s: delta=%g is at least 1 / n (n = %d): it allows publishing a whole record. default_delta_value "
+                "proposes a smaller one.",
+                self._who(),
+                dp_parameters.delta,
+                dataset_metadata.nb_samples_train,
+            )
         self.debug = bool(debug)
         self.ledger = Ledger()
         self._noise_source = NoiseSource(dp_parameters.noise_seed)
@@ -224,7 +232,7 @@ class PrivateModel:
             _refuse(self._who(), "one replica", "a distribution strategy of several", "Train on one device.")
         # On by default on recent GPUs; its 10 bits of mantissa are beyond the slack of the bounds.
         tf.config.experimental.enable_tensor_float_32_execution(False)
-        self.restore_constraints()
+        self._certify_new_weights()
         self._plan = self._make_plan()
         key = (self._plan, self.run_eagerly, self.jit_compile, self.steps_per_execution)
         self.train_function = None if force else self._graphs.functions.get(key)
@@ -285,7 +293,7 @@ class PrivateModel:
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self._checked_inputs(x)
-
+        self._certify_new_weights()
         plan = self._plan or self._make_plan()  # called directly: batches of unknown origin
 
         def step():
@@ -322,9 +330,17 @@ class PrivateModel:
 
     # -- constraints and state -------------------------------------------------------------------------------------
 
+    def _constrained(self):
+        return [v for v in self.variables if getattr(v, "constraint", None) is not None]
+
+    def _certify_new_weights(self):
+        # Later assignments from outside are found out by the step itself.
+        if self._certified is None or not self._certified.cover(self._constrained()):
+            self.restore_constraints()
+
     def restore_constraints(self):
         """Projects every constrained weight that is outside its set; the others keep their values."""
-        variables = [v for v in self.variables if getattr(v, "constraint", None) is not None]
+        variables = self._constrained()
         for variable in variables:
             restore = getattr(variable.constraint, "restore", variable.constraint)
             variable.assign(restore(variable))

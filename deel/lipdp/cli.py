@@ -217,6 +217,10 @@ def calibrate(
     multiplier = calibrate_noise(epsilon, delta, batch_size, num_examples, epochs, accountant="pld")
     multiplier = math.ceil(multiplier * 1e6) / 1e6  # upwards, so that the printed digits keep to the target
     typer.echo(f"joint noise multiplier {multiplier:.6f}")
+    typer.echo(
+        "(DPParameters takes it as it is with the strategies 'optimal' and 'global'; for 'per-layer' ('local') convert "
+        "it with deel.lipdp.noise.noise_multiplier_for.)"
+    )
     for accountant in ("pld", "rdp"):
         value = _price(probability, multiplier, steps, delta, accountant)
         typer.echo(f"epsilon {value:.6g} at delta {delta:g} ({accountant.upper()})")

@@ -46,8 +46,7 @@ class DP_TauCategoricalCrossentropy(DP_Loss):
         y_pred: tensor (batch, classes), logits.
 
     Bounds: gradient of one example at its logits `softmax(tau z) - y`, a difference of two points of the simplex: norm
-        at
-    most `sqrt(2)`, approached when the wrong class is certain.
+    at most `sqrt(2)`, approached when the wrong class is certain.
 
     Raises:
         TypeError, ValueError: if `tau` is not a positive number; when called, for labels that are not one-hot.

@@ -2,13 +2,14 @@
 
 import keras
 
+import deel.lipdp.losses  # noqa: F401  so that load_model finds every class of the library once this is imported
 from deel.lipdp import _checks
 from deel.lipdp._private_model import PrivateModel
 from deel.lipdp.bounds import compute_gradient_bounds
 from deel.lipdp.callbacks import DP_Accountant
 from deel.lipdp.layers import DPLayer
 from deel.lipdp.noise import get_noise_multiplier_coefs, global_noisify, local_noisify
-from deel.lipdp.parameters import DPParameters
+from deel.lipdp.parameters import DatasetMetadata, DPParameters
 from deel.lipdp.privacy import get_eps_delta
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DP_Accountant",
     "DP_Model",
     "DP_Sequential",
+    "DatasetMetadata",
     "compute_gradient_bounds",
     "get_eps_delta",
     "get_noise_multiplier_coefs",

@@ -59,7 +59,7 @@ class SpectralKernel(DPLayer):
                     who,
                     "use_bias=False, since the gradient of a bias is not bounded by its input",
                     "use_bias=True",
-                    "Leave use_bias unset; add a DP_AddBias layer where a bias is needed.",
+                    "Leave use_bias unset; a bias layer with a bound of its own (DP_AddBias) is planned.",
                 )
             )
         activation = kwargs.get("activation")
