@@ -230,6 +230,27 @@ def test_weights_stay_certified_after_averaging():
     assert all(float(layer.certified_norm()) <= 1.0 for layer in private.layers if hasattr(layer, "certified_norm"))
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.Adam(0.01),
+        lambda: keras.optimizers.AdamW(0.01, clipnorm=1.0),
+        lambda: keras.optimizers.Lion(0.01),
+        lambda: keras.optimizers.RMSprop(0.01),
+        lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.SGD(0.1, nesterov=True, momentum=0.9, use_ema=True, ema_overwrite_frequency=2),
+    ],
+)
+def test_any_keras_optimizer_trains_within_the_constraints(optimizer):
+    x, y = data(24)
+    private = model(n=24, optimizer=optimizer(), metrics=["accuracy"], compile_arguments={"run_eagerly": True})
+    before = private.get_weights()
+    private.fit(x, y, epochs=2, verbose=0, validation_data=(x, y))
+    assert private.ledger.steps == 6
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(before, private.get_weights(), strict=True))
+    assert all(float(layer.certified_norm()) <= 1.0 for layer in private.layers if hasattr(layer, "certified_norm"))
+
+
 @pytest.mark.parametrize("batch_size", [1, 1000, 16384])
 def test_the_slack_covers_the_rounding_of_a_large_sum(batch_size):
     """The worst sum there is: equal examples that all attain the bound, one of them taken away."""

@@ -24,10 +24,8 @@ class DP_GroupSort(NonExpansive, keras.layers.Layer):
     Output shape: the same.
 
     Bounds: Euclidean norm, one example; `input_bound` and `gradient_bound`. Sorting permutes the entries of a group,
-        and
-    so does its Jacobian, at ties too: each output takes its gradient from one input, a different one for each.
-    (Computing
-    the pair by `maximum` and `minimum` sends both gradients of a tie to one input: 1.41 times too much.)
+    and so does its Jacobian, at ties too: each output takes its gradient from one input, a different one for each.
+    (Computing the pair by `maximum` and `minimum` sends both gradients of a tie to one input: 1.41 times too much.)
 
     Raises:
         ValueError: if the channels are not a multiple of `n`, at build.
