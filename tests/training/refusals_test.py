@@ -324,3 +324,12 @@ def test_signal_to_noise():
     assert all(0 < mean_ratios[key] <= each[key].mean() + 1e-6 for key in each)  # triangle inequality
     with pytest.raises(ValueError, match="8 examples"):
         private.signal_to_noise_average((x[:5], y[:5]))
+
+
+@BOTH
+def test_building_and_fitting_raise_no_warning(cls, recwarn):
+    x, y = data(40)
+    private = model(cls=cls)
+    private.fit(poisson_batches(x, y, 8), verbose=0)
+    own = [w for w in recwarn if "shuffle" in str(w.message) or "input_shape" in str(w.message)]
+    assert not own
