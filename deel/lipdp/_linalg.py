@@ -34,10 +34,11 @@ def _hermitian_norm_bound(real, imag, squarings):
     """Upper bound on the norm of each Hermitian matrix `H = real + i imag` of a batch, as (..., 1, 1).
 
     With H_0 = H / ||H||_F and H_(j+1) = H_j^2 / r_j, r_j = ||H_j^2||_F, it is `||H_j||^2 <= r_j ||H_(j+1)|| + e`, and
-    the last norm is at most 1: unrolled, and without e, this is Gram iteration `||H^(2^t)||_F^(1 / 2^t)`. (Unscaled
-    powers would underflow to zero, a false bound.) e covers the rounding of a product of matrices of Frobenius norm 1:
-    at most `n u` for each of the three real products in it, plus what scaling and casting add. So single precision
-    will do here.
+    the last norm is at most that of Frobenius: unrolled, and without e, this is Gram iteration
+    `||H^(2^t)||_F^(1 / 2^t)`. (Unscaled powers would underflow to zero, a false bound.) Single precision will do here:
+    e covers its rounding. A product of two matrices of Frobenius norm 1 is off by at most `n eps / 2`; there are two of
+    them in each part of a complex square; and the square is Hermitian only up to that, which counts four times more,
+    since `||S||^2 = ||S^2||` holds for its Hermitian part S.
     """
     squares = real * real if imag is None else real * real + imag * imag
     norm = ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True))
@@ -60,11 +61,14 @@ def _hermitian_norm_bound(real, imag, squarings):
         inverse = 1.0 / ops.maximum(ratio, 1e-30)
         real = real * inverse
         imag = None if imag is None else imag * inverse
-    error = 2.0 * (real.shape[-1] + 8) * _EPS["float32"]
-    bound = ops.ones_like(norm)
+    error = 4.0 * (real.shape[-1] + 8) * _EPS["float32"]
+    # In double precision again: this norm is nobody's divisor, so nothing cancels an error of its sum.
+    squares = ops.cast(real, "float64") ** 2
+    squares = squares if imag is None else squares + ops.cast(imag, "float64") ** 2
+    bound = ops.cast(ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True)), norm.dtype)
     for ratio in reversed(ratios):
         bound = ops.sqrt(ops.cast(ratio, norm.dtype) * bound + error)
-    return norm * bound
+    return norm * (bound + 2.0 * _EPS["float32"])  # what scaling and casting to H_0 lost
 
 
 def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"):
