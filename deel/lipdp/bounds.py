@@ -8,8 +8,8 @@ from deel.lipdp.layers import DP_BoundedInput, DP_ClipGradient, DP_InputLayer, D
 __all__ = ["check_model", "compute_gradient_bounds", "output_gradient_bound", "variable_key"]
 
 # What rounding in single precision can add to one example's share of a summed gradient, relative to its bound: mostly
-# the sum over the batch. With one of B equal examples removed it is 2e-4 at B = 16,384, which a test repeats, and grows
-# more slowly than B. Attacks that exploit the rounding itself are outside the proof.
+# the sum over the batch. A test takes one of 16,384 equal examples away, which 1e-5 does not cover and this does.
+# Attacks that exploit the rounding itself are outside the proof.
 ROUNDING_SLACK = 1e-3
 
 # Squares of activations have to stay finite in single precision.

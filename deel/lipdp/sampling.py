@@ -101,7 +101,7 @@ def poisson_batches(x, y, batch_size, *, steps=None, map_fn=None, seed=None):
             # An integer uniform on 0..n-1 is below B with probability B / n, with no rounding of that quotient.
             yield np.flatnonzero(generator.integers(n, size=n) < batch_size)
 
-    # Python draws the indices, TensorFlow gathers the rows: passing whole batches through Python took twice as long.
+    # Python draws the indices, TensorFlow gathers the rows: passing whole batches through Python is slower.
     # The device is pinned because tf.data runs on the CPU: on a GPU each batch would copy the whole array back.
     with tf.device("CPU:0"):
         x, y = tf.constant(x), tf.constant(y)

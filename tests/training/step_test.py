@@ -26,6 +26,15 @@ def plain_twin(private, optimizer, loss):
     return twin
 
 
+def assert_same_training(private, twin, x, y, **arguments):
+    before = private.get_weights()
+    for m in (private, twin):
+        m.fit(x, y, batch_size=8, shuffle=False, verbose=0, **arguments)
+    for start, ours, theirs in zip(before, private.get_weights(), twin.get_weights(), strict=True):
+        assert np.abs(ours - start).max() > 1e-3  # the weights did move
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("cls", [DP_Sequential, DP_Model])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_noise_off_equals_plain_keras(cls, weighted):
@@ -36,12 +45,7 @@ def test_noise_off_equals_plain_keras(cls, weighted):
         cls=cls, noise_multiplier=0.0, loss=loss, optimizer=keras.optimizers.SGD(0.5, momentum=0.9), n=32, batch_size=8
     )
     twin = plain_twin(private, keras.optimizers.SGD(0.5, momentum=0.9), loss)
-    before = private.get_weights()
-    for m in (private, twin):
-        m.fit(x, y, sample_weight=weights, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    for start, ours, theirs in zip(before, private.get_weights(), twin.get_weights(), strict=True):
-        assert np.abs(ours - start).max() > 1e-3  # the weights did move
-        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    assert_same_training(private, twin, x, y, sample_weight=weights, epochs=2)
 
 
 def test_regularizer_gradient_is_added_undivided():
@@ -51,10 +55,7 @@ def test_regularizer_gradient_is_added_undivided():
     loss = DP_TauCategoricalCrossentropy(2.0)
     private = model(layers, noise_multiplier=0.0, loss=loss, optimizer=keras.optimizers.SGD(0.5))
     twin = plain_twin(private, keras.optimizers.SGD(0.5), loss)
-    for m in (private, twin):
-        m.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-    for ours, theirs in zip(private.get_weights(), twin.get_weights(), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    assert_same_training(private, twin, x, y)
 
 
 def test_foreign_loss_equals_plain_keras_where_the_clip_does_not_bind():
@@ -62,10 +63,7 @@ def test_foreign_loss_equals_plain_keras_where_the_clip_does_not_bind():
     layers = layer_list(last=[DP_ClipGradient(100.0)])
     private = model(layers, noise_multiplier=0.0, loss="mse", optimizer=keras.optimizers.SGD(0.5))
     twin = plain_twin(private, keras.optimizers.SGD(0.5), "mse")
-    for m in (private, twin):
-        m.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-    for ours, theirs in zip(private.get_weights(), twin.get_weights(), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    assert_same_training(private, twin, x, y)
 
 
 def test_partial_batch_is_divided_by_the_declared_batch_size():

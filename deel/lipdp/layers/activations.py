@@ -51,7 +51,7 @@ class DP_GroupSort(NonExpansive, keras.layers.Layer):
 
     def call(self, inputs):
         if self.n == 2:
-            first, second = ops.split(inputs, 2, axis=-1)  # slicing is four times slower, there and back
+            first, second = ops.split(inputs, 2, axis=-1)  # slicing is far slower, there and back
             # At a tie the derivative of relu is 0 and the pair is passed on crossed over: a permutation.
             excess = ops.relu(first - second)
             return ops.concatenate([second + excess, first - excess], axis=-1)
