@@ -17,7 +17,7 @@ ROOT = pathlib.Path(deel.lipdp.__file__).parent
 # A module imports from earlier rows, or from earlier in its own row.
 LEVELS = [
     ["_checks", "_reporting", "parameters", "accounting"],
-    ["_linalg", "layers", "losses"],
+    ["_scalars", "_linalg", "layers", "losses"],
     ["bounds", "noise", "privacy"],
     ["_training", "sampling", "ledger", "_private_model", "callbacks", "model", "sensitivity"],
     ["_datasets", "pipeline", "recipes", "run_folder", "training_run", "testing", "cli", "__main__"],
@@ -32,9 +32,15 @@ ESTABLISHED = {
     "layers": (
         "DP_BoundedInput DP_InputLayer DP_Flatten DP_Reshape DP_GroupSort DP_Abs DP_ScaledL2NormPooling2D "
         "DP_LayerCentering DP_NormalizeToBall DP_SpectralDense DP_QuickSpectralDense DP_SpectralConv2D "
-        "DP_QuickSpectralConv2D DP_ClipGradient DPLayer"
+        "DP_QuickSpectralConv2D DP_ClipGradient DPLayer DP_Permute DP_Lambda DP_SpaceToDepth DP_ReLU DP_LeakyReLU "
+        "DP_FullSort DP_Householder DP_MaxPool2D DP_AveragePooling2D DP_GlobalAveragePooling2D "
+        "DP_ScaledL2NormPooling1D DP_ScaledGlobalL2NormPooling2D DP_QuickFrobeniusDense DP_AddBias DP_Dropout "
+        "DP_Embedding DP_GNP_Factory DP_Conv1D DP_DepthwiseConv2D DP_PatchEmbedding"
     ),
-    "losses": "DP_Loss DP_TauCategoricalCrossentropy",
+    "losses": (
+        "DP_Loss DP_TauCategoricalCrossentropy DP_TauBCE DP_KCosineSimilarity DP_MulticlassHKR DP_MulticlassKR "
+        "DP_MulticlassHinge DP_MeanAbsoluteError"
+    ),
     "pipeline": ("DatasetMetadata load_and_prepare_images_data bound_clip_value bound_normalize default_delta_value"),
     "sensitivity": "get_max_epochs",
     "accounting": "DPGD_Mechanism calibrate_noise",

@@ -8,15 +8,20 @@ import functools
 import itertools
 from collections.abc import Callable
 
+import keras
 import numpy as np
+from keras import ops
 
 from deel.lipdp import layers
+from deel.lipdp.layers._kernel import SpectralKernel
 
 
 def window_starts(size, kernel_size, stride, padding, dilation=1):
     """First position of each window along one axis, negative where it begins in the padding."""
     extent = (kernel_size - 1) * dilation + 1
-    if padding == "same":
+    if padding == "causal":
+        count, before = (size - 1) // stride + 1, extent - 1
+    elif padding == "same":
         count = -(-size // stride)
         before = max((count - 1) * stride + extent - size, 0) // 2
     else:
@@ -50,6 +55,22 @@ def conv_operator(kernel, image_size, strides=(1, 1), padding="valid", dilations
     return np.concatenate(rows)
 
 
+def across_channels(kernel):
+    """A depthwise kernel as that of a full convolution: zeros between a channel and the filters of the others."""
+    *kernel_size, channels, filters = kernel.shape
+    full = np.zeros((*kernel_size, channels, channels, filters))
+    full[..., range(channels), range(channels), :] = kernel
+    return full.reshape(*kernel_size, channels, channels * filters)
+
+
+def layer_operator(layer, image_size):
+    """The convolution that a layer makes, as a matrix."""
+    kernel = layer.kernel.numpy()
+    if isinstance(layer, layers.DP_DepthwiseConv2D):
+        kernel = across_channels(kernel)
+    return conv_operator(kernel, image_size, layer.strides, layer.padding, layer.dilation_rate)
+
+
 _ACTIVATIONS = {None: None, "relu": lambda y: np.maximum(y, 0.0), "tanh": np.tanh}
 
 
@@ -58,15 +79,72 @@ def _dense(layer, x):
 
 
 def _conv(layer, x):
-    operator = conv_operator(layer.kernel.numpy(), x.shape[1:3], layer.strides, layer.padding, layer.dilation_rate)
+    operator = layer_operator(layer, x.shape[1:-1])
     return (x.reshape(len(x), -1) @ operator.T).reshape(layer.compute_output_shape(x.shape))
 
 
-def _pool(layer, x):
-    y = np.zeros(layer.compute_output_shape(x.shape))
-    for position, pairs in windows(x.shape[1:3], layer.pool_size, layer.strides, layer.padding):
-        y[(slice(None), *position)] = np.sqrt(sum(x[(slice(None), *pixel)] ** 2 for _, pixel in pairs))
+def _windowed(reduce):
+    """Reference of a pooling layer: the entries of each window, stacked on axis 0, reduced along it."""
+
+    def reference(layer, x):
+        y = np.zeros(layer.compute_output_shape(x.shape))
+        ones = (1,) * len(layer.pool_size)
+        for position, pairs in windows(x.shape[1:-1], layer.pool_size, layer.strides, layer.padding, ones):
+            y[(slice(None), *position)] = reduce(np.stack([x[(slice(None), *pixel)] for _, pixel in pairs]))
+        return y
+
+    return reference
+
+
+_l2_pool = _windowed(lambda window: np.sqrt((window**2).sum(0)))
+_max_pool = _windowed(lambda window: window.max(0))
+_mean_pool = _windowed(lambda window: window.mean(0))
+
+
+def _global_norm(layer, x):
+    return np.sqrt((x**2).sum(axis=(1, 2), keepdims=layer.keepdims))
+
+
+def _global_mean(layer, x):
+    return x.mean(axis=(1, 2), keepdims=layer.keepdims)
+
+
+def _rectified(layer, x):
+    y = np.where(x > 0, x, layer.negative_slope * x)
+    return y if layer.max_value is None else np.minimum(y, layer.max_value)
+
+
+def _householder(layer, x):
+    """Each pair is reflected across its line, as a matrix, where it is on the side that the normal points to."""
+    pairs = np.stack(np.split(x, 2, axis=-1))
+    half = layer.theta.numpy().astype("float64") / 2
+    line, normal = np.stack([np.cos(half), np.sin(half)]), np.stack([np.sin(half), -np.cos(half)])
+    mirror = np.einsum("ic,jc->ijc", line, line) - np.einsum("ic,jc->ijc", normal, normal)
+    reflected = np.einsum("ijc,j...c->i...c", mirror, pairs)
+    beyond = np.einsum("ic,i...c->...c", normal, pairs) > 0
+    return np.concatenate(list(np.where(beyond, reflected, pairs)), axis=-1)
+
+
+def _embedded(layer, x):
+    return layer.embeddings.numpy()[np.clip(np.round(x), 0, layer.input_dim - 1).astype(int)]
+
+
+def _space_to_depth(layer, x):
+    side, y = layer.block_size, np.zeros(layer.compute_output_shape(x.shape))
+    for row, col in itertools.product(range(side), range(side)):
+        first = (row * side + col) * x.shape[-1]
+        y[..., first : first + x.shape[-1]] = x[:, row::side, col::side]
     return y
+
+
+@keras.saving.register_keras_serializable(package="layer_cases")
+def doubled_and_shifted(x):
+    return 2.0 * x + 0.5
+
+
+@keras.saving.register_keras_serializable(package="layer_cases")
+def steep_wave(x, frequency=1.0):
+    return ops.sin(frequency * x)
 
 
 def _group_sort(layer, x):
@@ -106,31 +184,36 @@ class Case:
     Args:
         name: str, the test's id; it starts with the class's name.
         make: callable without arguments, returns a new layer.
-        input_shape: tuple of int, one example.
-        reference: callable (layer, float64 array) -> array, from the definition.
+        input_shape: tuple of int, one example; for a layer with several inputs a list of them.
+        reference: callable (layer, float64 array) -> array, from the definition; a list of arrays where there are
+            several inputs or outputs.
         ratios: largest norm found / bound for output, cotangent at the input and parameter gradient (None without a
             variable). What the search reaches today: falling means that a bound got loose, or the search worse.
-        input_bound, gradient_bound: float, the norms at which the bounds are searched.
+        input_bound, gradient_bound: float, the norms at which the bounds are searched; a tuple states one for each
+            input or output.
         activation: callable applied to the reference.
     """
 
     name: str
     make: Callable
-    input_shape: tuple
+    input_shape: tuple | list
     reference: Callable
     ratios: tuple
-    input_bound: float = 1.0
-    gradient_bound: float = 1.0
+    input_bound: float | tuple = 1.0
+    gradient_bound: float | tuple = 1.0
     activation: Callable | None = None
 
     def build(self):
         layer = self.make()
         if not layer.built:
-            layer.build((None, *self.input_shape))
+            several = isinstance(self.input_shape, list)
+            layer.build([(None, *shape) for shape in self.input_shape] if several else (None, *self.input_shape))
         return layer
 
     def expected(self, layer, x):
-        y = self.reference(layer, np.asarray(x, "float64"))
+        """The reference, in double precision, for an array or a list of them."""
+        x = [np.asarray(part, "float64") for part in x] if isinstance(x, list) else np.asarray(x, "float64")
+        y = self.reference(layer, x)
         return self.activation(y) if self.activation else y
 
 
@@ -155,9 +238,36 @@ def conv(
     return _case(cls, text, input_shape, rest, _conv, ratios, activation=_ACTIVATIONS[activation])
 
 
-def pool(text, input_shape, pool_size, **arguments):
+def conv1d(text, input_shape, filters, kernel_size, ratios, **rest):
+    return conv(text, input_shape, filters, kernel_size, ratios, cls=layers.DP_Conv1D, **rest)
+
+
+def depthwise(text, input_shape, kernel_size, ratios, *, activation=None, **rest):
+    rest.update(kernel_size=kernel_size, activation=activation)
+    function = _ACTIVATIONS[activation]
+    return _case(layers.DP_DepthwiseConv2D, text, input_shape, rest, _conv, ratios, activation=function)
+
+
+def patches(text, input_shape, filters, patch_size, *, activation=None, **rest):
+    rest.update(filters=filters, patch_size=patch_size, activation=activation)
+    return _case(layers.DP_PatchEmbedding, text, input_shape, rest, _conv, TIGHT, activation=_ACTIVATIONS[activation])
+
+
+def pool(text, input_shape, pool_size, *, cls=layers.DP_ScaledL2NormPooling2D, reference=_l2_pool, **arguments):
     arguments["pool_size"] = pool_size
-    return _case(layers.DP_ScaledL2NormPooling2D, text, input_shape, arguments, _pool, FIXED)
+    return _case(cls, text, input_shape, arguments, reference, FIXED)
+
+
+def max_pool(text, input_shape, pool_size, **arguments):
+    return pool(text, input_shape, pool_size, cls=layers.DP_MaxPool2D, reference=_max_pool, **arguments)
+
+
+def average_pool(text, input_shape, pool_size, **arguments):
+    return pool(text, input_shape, pool_size, cls=layers.DP_AveragePooling2D, reference=_mean_pool, **arguments)
+
+
+def rectifier(cls, text, input_shape, ratios=FIXED, **arguments):
+    return _case(cls, text, input_shape, arguments, _rectified, ratios)
 
 
 def sort(text, input_shape, n):
@@ -180,6 +290,9 @@ CASES = [
     dense("tanh", (4,), 4, activation="tanh", kernel_initializer="glorot_uniform", input_bound=0.05),
     dense("square", (6,), 6, cls=layers.DP_SpectralDense),
     dense("positions", (3, 6), 4, cls=layers.DP_SpectralDense),
+    dense("square", (5,), 5, cls=layers.DP_QuickFrobeniusDense),
+    dense("positions", (4, 5), 3, cls=layers.DP_QuickFrobeniusDense),
+    dense("one_unit", (6,), 1, cls=layers.DP_QuickFrobeniusDense),
     conv("1x1", (4, 4, 3), 4, 1, TIGHT),
     conv("2x2", (6, 5, 2), 3, 2, (1.0, 1.0, 0.918)),
     conv("3x3", (7, 6, 2), 3, 3, (1.0, 1.0, 0.825)),
@@ -197,18 +310,75 @@ CASES = [
     conv("5x5_same_on_3x3", (3, 3, 2), 2, 5, (1.0, 1.0, 0.714), padding="same"),
     conv("3x3_same", (6, 6, 2), 2, 3, (1.0, 1.0, 0.874), cls=layers.DP_SpectralConv2D, padding="same"),
     conv("4x4_stride2", (8, 8, 1), 4, 4, (1.0, 1.0, 0.853), cls=layers.DP_SpectralConv2D, strides=2),
+    conv1d("1", (5, 3), 4, 1, TIGHT),
+    conv1d("3", (9, 2), 3, 3, (1.0, 1.0, 0.954)),
+    conv1d("3_same_large", (40, 1), 2, 3, (1.0, 1.0, 0.996), padding="same"),
+    conv1d("5_stride2_same", (11, 2), 2, 5, (1.0, 1.0, 0.935), strides=2, padding="same"),
+    conv1d("4_stride4", (12, 2), 8, 4, TIGHT, strides=4),
+    conv1d("2_stride3", (8, 2), 3, 2, TIGHT, strides=3),
+    conv1d("3_dilation2_same", (10, 2), 2, 3, (1.0, 1.0, 0.912), dilation_rate=2, padding="same"),
+    conv1d("5_same_on_3", (3, 2), 2, 5, (1.0, 1.0, 0.845), padding="same"),
+    conv1d("3_causal", (8, 2), 3, 3, (1.0, 1.0, 0.954), padding="causal"),
+    conv1d("3_causal_dilation4", (14, 1), 2, 3, (1.0, 1.0, 0.847), dilation_rate=4, padding="causal"),
+    conv1d("4_causal_stride2", (9, 1), 3, 4, (1.0, 1.0, 0.959), strides=2, padding="causal"),
+    conv1d("4_causal_stride4_relu", (12, 2), 8, 4, TIGHT, strides=4, padding="causal", activation="relu"),
+    depthwise("3x3", (7, 6, 3), 3, (1.0, 1.0, 0.825)),
+    depthwise("1x1", (4, 4, 2), 1, TIGHT),
+    depthwise("3x3_same_large", (16, 16, 2), 3, (1.0, 1.0, 0.975), padding="same"),
+    depthwise("3x3_same_multiplier2", (7, 6, 2), 3, (1.0, 1.0, 0.888), padding="same", depth_multiplier=2),
+    depthwise("3x3_stride2_relu", (9, 9, 2), 3, (1.0, 1.0, 0.904), strides=2, activation="relu"),
+    depthwise("2x2_stride2_multiplier5", (6, 6, 2), 2, TIGHT, strides=2, depth_multiplier=5),
+    depthwise("3x2_stride2x1", (8, 7, 2), (3, 2), (1.0, 1.0, 0.9), strides=(2, 1)),
+    depthwise("3x3_dilation2x1_same", (8, 6, 2), 3, (1.0, 1.0, 0.82), dilation_rate=(2, 1), padding="same"),
+    depthwise("3x3_stride3_dilation2", (11, 12, 1), 3, TIGHT, strides=3, dilation_rate=2, depth_multiplier=2),
+    depthwise("5x5_same_on_3x3", (3, 3, 2), 5, (1.0, 1.0, 0.714), padding="same"),
+    patches("2x2_wide", (6, 4, 2), 10, 2),
+    patches("2x2_square", (6, 4, 2), 8, 2),
+    patches("3x2_narrow", (6, 4, 3), 4, (3, 2)),
+    patches("3x3_left_over", (8, 7, 1), 5, 3),
+    patches("2x2_relu", (4, 4, 2), 9, 2, activation="relu"),
     pool("2x2", (4, 6, 2), 2),
     pool("2x2_ragged", (5, 5, 2), (2, 2)),
     pool("3x3_stride2", (7, 7, 2), 3, strides=2),
     pool("2x3_stride1_same", (5, 4, 1), (2, 3), strides=1, padding="same"),
     pool("2x2_stride3", (8, 7, 2), 2, strides=3),
     pool("5x5_same_on_3x3", (3, 3, 2), 5, strides=1, padding="same"),
+    pool("2", (6, 2), 2, cls=layers.DP_ScaledL2NormPooling1D),
+    pool("3_stride2", (8, 2), 3, cls=layers.DP_ScaledL2NormPooling1D, strides=2),
+    pool("3_stride1_same", (5, 1), 3, cls=layers.DP_ScaledL2NormPooling1D, strides=1, padding="same"),
+    max_pool("2x2", (4, 6, 2), 2),
+    max_pool("2x2_ragged_same", (5, 5, 2), 2, padding="same"),
+    max_pool("3x3_stride2", (5, 5, 2), 3, strides=2),
+    max_pool("3x2_stride2x1_same", (7, 5, 2), (3, 2), strides=(2, 1), padding="same"),
+    max_pool("2x2_stride3", (8, 7, 2), 2, strides=3),
+    max_pool("3x3_stride1", (6, 6, 1), 3, strides=1),
+    max_pool("5x5_same_on_3x3", (3, 3, 2), 5, strides=1, padding="same"),
+    average_pool("2x2", (4, 6, 2), 2),
+    average_pool("2x2_ragged_same", (5, 5, 2), 2, padding="same"),
+    average_pool("3x3_stride2", (7, 7, 2), 3, strides=2),
+    average_pool("3x3_stride2_same", (8, 7, 2), 3, strides=2, padding="same"),
+    average_pool("3x3_stride1_same", (5, 5, 1), 3, strides=1, padding="same"),
+    average_pool("5x2_stride1x3_same", (3, 7, 1), (5, 2), strides=(1, 3), padding="same"),
+    _case(layers.DP_GlobalAveragePooling2D, "vector", (3, 4, 2), {}, _global_mean, FIXED),
+    _case(layers.DP_GlobalAveragePooling2D, "image", (3, 4, 2), {"keepdims": True}, _global_mean, FIXED),
+    _case(layers.DP_ScaledGlobalL2NormPooling2D, "vector", (3, 4, 2), {}, _global_norm, FIXED),
+    _case(layers.DP_ScaledGlobalL2NormPooling2D, "image", (5, 3, 1), {"keepdims": True}, _global_norm, FIXED),
     sort("2", (6,), 2),
     sort("2_positions", (3, 4), 2),
     sort("2_image", (2, 3, 4), 2),
     sort("3", (9,), 3),
     sort("4_image", (2, 2, 8), 4),
     sort("full", (5,), 5),
+    _case(layers.DP_FullSort, "vector", (5,), {}, lambda _, x: np.sort(x)[..., ::-1], FIXED),
+    _case(layers.DP_FullSort, "image", (2, 2, 3), {}, lambda _, x: np.sort(x)[..., ::-1], FIXED),
+    _case(layers.DP_Householder, "vector", (6,), {}, _householder, TIGHT),
+    _case(layers.DP_Householder, "image", (2, 3, 4), {"nm_coef": 2.0}, _householder, TIGHT),
+    rectifier(layers.DP_ReLU, "vector", (5,)),
+    rectifier(layers.DP_ReLU, "image", (2, 3, 2), max_value=0.5, ratios=(0.998, 1.0, None)),
+    rectifier(layers.DP_ReLU, "slope3", (5,), negative_slope=3),
+    rectifier(layers.DP_ReLU, "slope_and_limit", (5,), negative_slope=0.5, max_value=6.0),
+    rectifier(layers.DP_LeakyReLU, "vector", (5,)),
+    rectifier(layers.DP_LeakyReLU, "image", (2, 3, 2), negative_slope=2.0),
     _case(layers.DP_Abs, "vector", (5,), {}, lambda layer, x: abs(x), FIXED),
     _case(layers.DP_Abs, "image", (2, 3, 4), {}, lambda layer, x: abs(x), FIXED),
     _case(layers.DP_BoundedInput, "binding", (5,), {"upper_bound": 2.0}, _bounded, FIXED, input_bound=10.0),
@@ -219,6 +389,49 @@ CASES = [
     _case(layers.DP_Flatten, "image", (3, 4, 2), {}, _flat, FIXED),
     _case(layers.DP_Reshape, "rows", (12,), {"target_shape": (3, -1)}, lambda _, x: x.reshape(-1, 3, 4), FIXED),
     _case(layers.DP_Reshape, "image", (3, 4), {"target_shape": (2, 2, 3)}, lambda _, x: x.reshape(-1, 2, 2, 3), FIXED),
+    _case(layers.DP_Permute, "matrix", (3, 4), {"dims": (2, 1)}, lambda _, x: x.transpose(0, 2, 1), FIXED),
+    _case(layers.DP_Permute, "image", (2, 3, 4), {"dims": [3, 1, 2]}, lambda _, x: x.transpose(0, 3, 1, 2), FIXED),
+    _case(layers.DP_SpaceToDepth, "2x2", (4, 6, 3), {"block_size": 2}, _space_to_depth, FIXED),
+    _case(layers.DP_SpaceToDepth, "3x3", (3, 6, 1), {"block_size": 3}, _space_to_depth, FIXED),
+    _case(
+        layers.DP_Lambda,
+        "shifted",
+        (2, 3),
+        {"function": doubled_and_shifted, "lipschitz_constant": 2.0, "norm_at_zero": 0.5 * 6**0.5},
+        lambda _, x: 2.0 * x + 0.5,
+        FIXED,
+    ),
+    _case(
+        layers.DP_Lambda,
+        "arguments",
+        (4,),
+        {"function": steep_wave, "lipschitz_constant": 3.0, "arguments": {"frequency": 3.0}},
+        lambda _, x: np.sin(3.0 * x),
+        FIXED,
+        input_bound=0.1,
+    ),
+    _case(layers.DP_Dropout, "none", (5,), {"rate": 0.0}, _same, FIXED),
+    _case(layers.DP_Dropout, "half", (3, 4), {"rate": 0.5}, _same, FIXED),
+    _case(layers.DP_AddBias, "vector", (5,), {}, lambda layer, x: x + layer.bias.numpy(), TIGHT),
+    _case(layers.DP_AddBias, "image", (4, 5, 3), {"norm_max": 0.3}, lambda layer, x: x + layer.bias.numpy(), TIGHT),
+    # No cotangent goes back to tokens.
+    _case(
+        layers.DP_Embedding,
+        "tokens",
+        (6,),
+        {"input_dim": 5, "output_dim": 3},
+        _embedded,
+        (1.0, 0.0, 1.0),
+        input_bound=4.0 * 6**0.5,
+    ),
+    _case(
+        layers.DP_Embedding,
+        "image",
+        (3, 2),
+        {"input_dim": 2, "output_dim": 4, "norm_max": 2.0},
+        _embedded,
+        (1.0, 0.0, 1.0),
+    ),
     centre("vector", (5,), None, 1),
     centre("positions", (4, 3), None, 1),
     centre("image", (3, 4, 2), None, (1, 2)),
@@ -242,4 +455,5 @@ CASES = [
 #: Cases whose layer can be called; an input layer only states a shape.
 CALLABLE = [case for case in CASES if case.ratios is not None]
 
-WITH_KERNEL = [case for case in CALLABLE if case.ratios[2] is not None]
+#: Cases whose layer has a kernel of certified norm.
+WITH_KERNEL = [case for case in CALLABLE if isinstance(case.make(), SpectralKernel)]

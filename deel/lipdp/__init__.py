@@ -16,6 +16,8 @@ _LAZY = {
     "DatasetMetadata": "parameters",
     "calibrate_noise": "accounting",
     "compute_gradient_bounds": "bounds",
+    "conversion_report": "conversion",
+    "convert": "conversion",
     "get_eps_delta": "privacy",
     "get_max_epochs": "sensitivity",
     "poisson_batches": "sampling",

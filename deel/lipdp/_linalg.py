@@ -14,10 +14,12 @@ from keras import ops
 
 __all__ = [
     "ConvGeometry",
+    "centred_convolution",
     "conv_norm_bound",
     "finite_or_zero",
     "matrix_norm_bound",
     "orthogonalize",
+    "orthogonalize_convolution",
     "project_on_ball",
     "unit_scale",
     "window_count",
@@ -72,7 +74,7 @@ def _hermitian_norm_bound(real, imag, squarings):
 
 
 def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"):
-    """Certified upper bound on the largest spectral norm in a batch of matrices.
+    """Certified upper bound on the spectral norm of a matrix, or of each matrix of a batch.
 
     With G the Gram matrix of the smaller side (n x n) and `s = trace(G) / n`, the bound on `||G||` is the smaller of
     that of Gram iteration, `||G^(2^t)||_F^(1/2^t)`, and `s + ||(G - s I)^(2^t)||_F^(1/2^t)`, which is tight near a
@@ -87,7 +89,7 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"
         precision: `"float64"`, or `"float32"`, faster, for matrices with entries around 1.
 
     Returns:
-        Scalar float64 tensor. Slack for rounding: `2 (m + 8) eps trace(G)` is added to the norm of G, computed in
+        float64 tensor (...). Slack for rounding: `2 (m + 8) eps trace(G)` is added to the norm of G, computed in
         `precision`: an entry of G is a sum of m products (2 m for complex matrices), so G is off by at most that in
         Frobenius norm. For the powers of G, see `_hermitian_norm_bound`.
 
@@ -102,6 +104,12 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"
         real = ops.swapaxes(real, -2, -1)
         imag = None if imag is None else ops.swapaxes(imag, -2, -1)
     side = min(rows, columns)
+    products = max(rows, columns) * (1 if imag is None else 2)
+    slack = 2.0 * (products + 8) * _EPS[precision]
+    if side == 1:
+        # G is a number already. Depthwise convolutions have many thousands of these.
+        squares = real * real if imag is None else real * real + imag * imag
+        return ops.sqrt(ops.cast(ops.sum(squares, axis=(-2, -1)) * (1.0 + slack), "float64"))
     transposed = ops.swapaxes(real, -2, -1)
     gram_real, gram_imag = ops.matmul(transposed, real), None
     if imag is not None:
@@ -114,9 +122,8 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"
     shift = ops.stack([ops.zeros_like(mean), mean])
     gram_imag = gram_imag if gram_imag is None else ops.stack([gram_imag, gram_imag])
     bounds = shift + _hermitian_norm_bound(gram_real - shift * identity, gram_imag, squarings)
-    products = max(rows, columns) * (1 if imag is None else 2)
-    bounds = ops.min(bounds, axis=0) + 2.0 * (products + 8) * _EPS[precision] * trace
-    return ops.sqrt(ops.cast(ops.max(bounds), "float64"))
+    bounds = ops.min(bounds, axis=0) + slack * trace
+    return ops.sqrt(ops.cast(bounds[..., 0, 0], "float64"))
 
 
 def orthogonalize(matrix, steps):
@@ -161,18 +168,19 @@ def window_count(size, kernel_size, stride=1, padding="valid", dilation=1):
     Args:
         size: int, length of the axis.
         kernel_size, stride, dilation: int.
-        padding: `"valid"` or `"same"` (zeros, as Keras places them).
+        padding: `"valid"`, `"same"` (zeros, as Keras places them) or `"causal"` (zeros before the first entry only).
 
     Returns:
         int, at least 1 where any window exists.
     """
     extent = (kernel_size - 1) * dilation + 1
+    num_windows, before = -(-size // stride), 0
     if padding == "same":
-        num_windows = -(-size // stride)
         before = max((num_windows - 1) * stride + extent - size, 0) // 2
+    elif padding == "causal":
+        before = extent - 1
     else:
         num_windows = (size - extent) // stride + 1
-        before = 0
     starts = np.arange(num_windows) * stride - before
     positions = (starts[:, None] + np.arange(kernel_size)[None, :] * dilation).ravel()
     inside = positions[(positions >= 0) & (positions < size)]
@@ -185,7 +193,7 @@ class ConvGeometry:
 
     Args:
         image_size, kernel_size, strides, dilations: tuples of int, one per spatial axis.
-        padding: `"valid"` or `"same"`.
+        padding: `"valid"`, `"same"` or `"causal"`.
     """
 
     image_size: tuple
@@ -204,19 +212,21 @@ class ConvGeometry:
     def frequencies(self):
         """(cosines, sines, factor): the kernel's transform as two matrices, and what to multiply the largest norm by.
 
-        The zero-padded operator is a block of the circular one of side `N >= n + d (k - 1)`, N a multiple of the
-        stride. At each of the (N / s)^2 coarse frequencies the s^2 fine ones that alias to it are stacked. Conjugate
-        frequencies have equal norms, so half of the last axis is enough. Above `_LARGEST_GRID` a coarser grid serves,
-        at the price of a factor `(1 - d (k - 1) / N)^(-1/2)` for each axis: a trigonometric polynomial is bounded by
-        its samples.
+        Wherever the zeros stand, the zero-padded operator is a block of the circular one of side `N >= n + d (k - 1)`,
+        N a multiple of the stride. At each of the N / s coarse frequencies of an axis the s fine ones that alias to it
+        are stacked. Conjugate frequencies have equal norms, so half of the last axis is enough. Above `_LARGEST_GRID` a
+        coarser grid serves, at the price of a factor `(1 - d (k - 1) / N)^(-1/2)` for each axis: a trigonometric
+        polynomial is bounded by its samples.
         """
         phases, factor = [], 1.0
+        largest = _LARGEST_GRID[len(self.image_size)]
         for axis, (n, k, s, d) in enumerate(
             zip(self.image_size, self.kernel_size, self.strides, self.dilations, strict=True)
         ):
-            side = n + d * (k - 1)
-            if side > _LARGEST_GRID:
-                side = max(_LARGEST_GRID, 8 * d * (k - 1))
+            if s == 1:
+                # The axis falls into d parts that share no window; the longest has this length.
+                n, d = -(-n // d), 1
+            side = min(n + d * (k - 1), max(largest, 8 * d * (k - 1)))
             side = -(-side // s) * s
             if side < n + d * (k - 1):
                 factor *= (1.0 - d * (k - 1) / side) ** -0.5
@@ -234,42 +244,44 @@ class ConvGeometry:
         return np.cos(total), np.sin(total), factor
 
 
-_LARGEST_GRID = 64
+#: Points on an axis, by the number of axes.
+_LARGEST_GRID = {1: 256, 2: 64}
 
 
 def conv_norm_bound(kernel, geometry):
-    """Certified upper bound on the operator norm of a convolution.
+    """Certified upper bound on the operator norm of a convolution, or of each convolution of a batch.
 
     The smaller of the frequency bound (see `ConvGeometry.frequencies`) and the reshaped-kernel bound
     `sqrt(m) ||reshape(K)||`, m the window count, which is exact where windows do not overlap.
 
     Args:
-        kernel: tensor (*kernel_size, cin, cout).
+        kernel: tensor (..., *kernel_size, cin, cout).
         geometry: `ConvGeometry`.
 
     Returns:
-        Scalar float64 tensor.
+        float64 tensor (...).
     """
     kernel = ops.cast(kernel, "float64")
     cin, cout = kernel.shape[-2], kernel.shape[-1]
     taps = math.prod(geometry.kernel_size)
-    reshaped = matrix_norm_bound(ops.reshape(kernel, (taps * cin, cout)))
-    reshaped = reshaped * math.sqrt(geometry.window_count)
-    if all(k <= s for k, s in zip(geometry.kernel_size, geometry.strides, strict=True)):
-        return reshaped
+    batch = tuple(kernel.shape[: -2 - len(geometry.kernel_size)])
+    reshaped = ops.reshape(kernel, (*batch, taps * cin, cout))
+    reshaped_bound = matrix_norm_bound(reshaped) * math.sqrt(geometry.window_count)
+    if geometry.window_count == 1:
+        return reshaped_bound
     cosines, sines, factor = geometry.frequencies
     coarse, aliases, _ = cosines.shape
     # With a largest entry of 1 the many matrices below can be in single precision, which is much faster.
-    scale = ops.max(ops.abs(kernel))
-    flat = ops.reshape(kernel / ops.where(scale > 0, scale, 1.0), (taps, cin * cout))
+    scale = ops.max(ops.abs(reshaped), axis=(-2, -1), keepdims=True)
+    flat = ops.reshape(reshaped / ops.where(scale > 0, scale, 1.0), (*batch, taps, cin * cout))
 
     def transform(waves):
         waves = ops.convert_to_tensor(waves.reshape(coarse * aliases, taps), dtype="float64")
-        return ops.reshape(ops.matmul(waves, flat), (coarse, aliases * cin, cout))
+        return ops.reshape(ops.matmul(waves, flat), (*batch, coarse, aliases * cin, cout))
 
     # Transforming is exact to a few double-precision eps, far inside the slack of the certificate.
-    largest = matrix_norm_bound(transform(cosines), transform(sines), precision="float32")
-    return ops.minimum(reshaped, factor * scale * largest)
+    norms = matrix_norm_bound(transform(cosines), transform(sines), precision="float32")
+    return ops.minimum(reshaped_bound, factor * scale[..., 0, 0] * ops.max(norms, axis=-1))
 
 
 def finite_or_zero(x):
@@ -312,3 +324,155 @@ def project_on_ball(x, radius):
     unit, norm, scale = unit_scale(x)
     limit = radius / norm
     return ops.where(scale <= limit, x, unit * limit)
+
+
+def _waves(taps):
+    """The transform of a kernel with `taps` taps per axis as a matrix, and its inverse cut off outside these taps.
+
+    The grid has `2 a - 1` points on an axis of `a` taps: `K K^H K` has `3 a - 2` taps, and where those wrap around on
+    this grid they miss the a taps that are kept. Of two conjugate frequencies one is enough.
+
+    Args:
+        taps: tuple of int, one per axis.
+
+    Returns:
+        Arrays (2 F, A), cosines above sines for F frequencies and A taps, and (A, 2 F).
+    """
+    sides = np.array([2 * a - 1 for a in taps])
+    # From -(a - 1) to a - 1 on each axis: the conjugate of the first is the last, and so on; zero is in the middle.
+    frequencies = np.indices(sides).reshape(len(taps), -1).T - (sides - 1) // 2
+    frequencies = frequencies[: (len(frequencies) + 1) // 2]
+    phases = 2 * np.pi * (frequencies / sides) @ np.indices(taps).reshape(len(taps), -1)
+    weights = np.where(frequencies.any(axis=1), 2.0, 1.0)[:, None] / sides.prod()
+    waves = np.concatenate([np.cos(phases), -np.sin(phases)])
+    return waves, (waves * np.concatenate([weights, weights])).T
+
+
+def _to_blocks(kernel, strides):
+    """A strided kernel as one of stride 1, on the image cut into blocks of `strides` pixels; missing taps are 0.
+
+    Args:
+        kernel: tensor (*kernel_size, cin, cout).
+        strides: tuple of int.
+
+    Returns:
+        Tensor (*ceil(kernel_size / strides), prod(strides) * cin, cout).
+    """
+    *kernel_size, cin, cout = kernel.shape
+    taps = [-(-k // s) for k, s in zip(kernel_size, strides, strict=True)]
+    missing = [(0, a * s - k) for a, s, k in zip(taps, strides, kernel_size, strict=True)]
+    kernel = ops.pad(kernel, [*missing, (0, 0), (0, 0)])
+    kernel = ops.reshape(kernel, [n for pair in zip(taps, strides, strict=True) for n in pair] + [cin, cout])
+    axes = range(2 * len(taps))
+    kernel = ops.transpose(kernel, [*axes[::2], *axes[1::2], len(axes), len(axes) + 1])
+    return ops.reshape(kernel, (*taps, math.prod(strides) * cin, cout))
+
+
+def _from_blocks(blocks, kernel_size, strides):
+    """Inverse of `_to_blocks`; what stands in missing taps is left out."""
+    rank, cout = len(strides), blocks.shape[-1]
+    taps = blocks.shape[:rank]
+    kernel = ops.reshape(blocks, (*taps, *strides, -1, cout))
+    kernel = ops.transpose(kernel, [n for i in range(rank) for n in (i, rank + i)] + [2 * rank, 2 * rank + 1])
+    kernel = ops.reshape(kernel, [*(a * s for a, s in zip(taps, strides, strict=True)), -1, cout])
+    return kernel[tuple(slice(k) for k in kernel_size)]
+
+
+def centred_convolution(kernel, geometry):
+    """Half a random orthogonal kernel, and in the middle of the window a whole orthogonal matrix made of its middle.
+
+    A start from which `orthogonalize_convolution` reaches an isometry, whatever the numbers of channels.
+
+    Args:
+        kernel: tensor (*kernel_size, cin, cout), orthogonal as a (prod(kernel_size) * cin, cout) matrix.
+        geometry: `ConvGeometry`. The middle is as large as the strides, so that each pixel is in it for one window;
+            with causal padding it is the end.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    kernel_size, strides, cout = geometry.kernel_size, geometry.strides, kernel.shape[-1]
+    halves = 1 if geometry.padding == "causal" else 2
+    starts = [max(k - s, 0) // halves for k, s in zip(kernel_size, strides, strict=True)]
+    sizes = [min(k, s) for k, s in zip(kernel_size, strides, strict=True)]
+    middle = kernel[tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True))]
+    matrix = orthogonalize(ops.reshape(middle, (-1, cout)), 15)
+    around = [(a, k - a - n) for a, k, n in zip(starts, kernel_size, sizes, strict=True)]
+    return 0.5 * kernel + ops.pad(ops.reshape(matrix, middle.shape), [*around, (0, 0), (0, 0)])
+
+
+# Square of the largest singular value a Newton-Schulz step starts from, at most. It sends 3 to 0 and what is above that
+# away; sqrt(1.5) goes to 0.92. Dividing by more would push down the many values that are 1 already for one that is not.
+_LARGEST_START = 1.5
+
+
+def orthogonalize_convolution(kernel, strides, steps):
+    """Moves a convolution towards an isometry, as an operator on large images, by Newton-Schulz steps.
+
+    Each step replaces the kernel K by `1.5 K - 0.5 K * K^T * K` (the products are of operators), cut off outside the
+    taps it had: a step of gradient descent on `||K^T * K - 1||^2` over kernels of this size. It is done in the
+    frequency domain, on the smallest grid that is exact for the taps kept. A stride makes blocks of pixels the
+    channels. Dilation changes nothing: it separates the image into parts that are convolved on their own.
+
+    Kernels with as many outputs as inputs (per block of pixels) do not reach an isometry from everywhere: random ones
+    stop with some singular values near 0, those of `centred_convolution` arrive. What comes out is **not** certified to
+    have norm 1.
+
+    Args:
+        kernel: tensor (*kernel_size, cin, cout).
+        strides: tuple of int, one per axis.
+        steps: int >= 0.
+
+    Returns:
+        Tensor of the same shape and dtype. It does not depend on the scale of the kernel if steps > 0; zeros stay.
+
+    References:
+        Wang, Chen, Chakraborty, Yu: Orthogonal convolutional neural networks. CVPR 2020 (the penalty descended on).
+        Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington: Dynamical isometry and a mean field theory of CNNs. ICML
+        2018 (one orthogonal tap).
+    """
+    kernel_size = kernel.shape[:-2]
+    largest = ops.max(ops.abs(kernel))
+    kernel = kernel / ops.where(largest > 0, largest, ops.ones_like(largest))
+    blocks = _to_blocks(kernel, strides)
+    transposed = blocks.shape[-2] < blocks.shape[-1]
+    if transposed:
+        blocks = ops.swapaxes(blocks, -2, -1)
+    waves, inverse = (ops.convert_to_tensor(w, dtype=kernel.dtype) for w in _waves(tuple(blocks.shape[:-2])))
+    present = _to_blocks(ops.ones((*kernel_size, kernel.shape[-2], 1), dtype=kernel.dtype), strides)
+    present = ops.swapaxes(present, -2, -1) if transposed else present
+    shape, rows, side = blocks.shape, blocks.shape[-2], blocks.shape[-1]
+    identity = ops.eye(side, dtype=kernel.dtype)
+    for _ in range(steps):
+        spectrum = ops.reshape(ops.matmul(waves, ops.reshape(blocks, (-1, rows * side))), (2, -1, rows, side))
+        real, imag = spectrum[0], spectrum[1]
+        both = ops.concatenate([real, imag], axis=-2)
+        gram_real = ops.matmul(ops.swapaxes(both, -2, -1), both)
+        cross = ops.matmul(ops.swapaxes(real, -2, -1), imag)
+        gram_imag = cross - ops.swapaxes(cross, -2, -1)
+        scale = _start_scale(gram_real, gram_imag)
+        factor = 1.5 * identity - gram_real * (0.5 / scale)
+        product = ops.matmul(both, factor)
+        turned = ops.matmul(both, gram_imag * (-0.5 / scale))
+        spectrum = ops.stack(
+            [product[:, :rows] - turned[:, rows:], product[:, rows:] + turned[:, :rows]],
+        )
+        blocks = ops.matmul(inverse, ops.reshape(spectrum, (-1, rows * side))) / ops.sqrt(scale)
+        blocks = ops.reshape(blocks, shape) * present
+    if transposed:
+        blocks = ops.swapaxes(blocks, -2, -1)
+    return _from_blocks(blocks, kernel_size, strides)
+
+
+def _start_scale(gram_real, gram_imag):
+    """Square of what to divide a kernel by before a Newton-Schulz step, from its Gram matrix at each frequency.
+
+    The mean square of its singular values, or more where a bound on the largest asks for it.
+    """
+    side = gram_real.shape[-1]
+    identity = ops.eye(side, dtype=gram_real.dtype)
+    means = ops.sum(gram_real * identity, axis=(-2, -1), keepdims=True) / side
+    away = gram_real - means * identity
+    away = ops.sqrt(ops.sum(away * away + gram_imag * gram_imag, axis=(-2, -1), keepdims=True))
+    scale = ops.maximum(ops.mean(means), ops.max(means + away) / _LARGEST_START)
+    return ops.where(scale > 0, scale, ops.ones_like(scale))

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deel.lipdp import _checks
+from deel.lipdp import _checks, _scalars
 from deel.lipdp._training.tensorflow import (
     CertifiedWeights,
     NoiseSource,
     StepPlan,
+    StepScales,
     per_example_gradient_norms,
     private_step,
 )
@@ -21,11 +22,14 @@ from deel.lipdp.accounting import GaussianStep, UndeclaredSampling
 from deel.lipdp.bounds import (
     check_model,
     compute_gradient_bounds,
+    gradient_bounds_in_force,
+    has_moving_bounds,
     output_gradient_bound,
+    output_gradient_bound_in_force,
     variable_key,
 )
 from deel.lipdp.ledger import Ledger
-from deel.lipdp.noise import get_noise_multiplier_coefs, joint_noise_multiplier, noise_stddevs
+from deel.lipdp.noise import joint_noise_multiplier, noise_stddevs
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
 from deel.lipdp.sampling import fixed_batch_size, sampling_of
 
@@ -44,15 +48,19 @@ def _refuse(who, expected, received, remedy, error=ValueError):
 
 
 class PrivateModel:
-    """Mixin listed before the Keras class; subclasses define `layers_forward_order()`."""
+    """Mixin listed before the Keras class; subclasses define `layers_forward_order()` and `layer_calls()`."""
 
-    def _start(self, dp_parameters, dataset_metadata, debug):
-        for name, value, cls in (
+    @classmethod
+    def _check_arguments(cls, dp_parameters, dataset_metadata):
+        for name, value, kind in (
             ("dp_parameters", dp_parameters, DPParameters),
             ("dataset_metadata", dataset_metadata, DatasetMetadata),
         ):
-            if not isinstance(value, cls):
-                _refuse(self._who(), f"{name} to be {cls.__name__}", f"{value!r}", "", TypeError)
+            if not isinstance(value, kind):
+                remedy = f"Pass a deel.lipdp.{kind.__name__}."
+                _refuse(cls.__name__, f"{name} to be {kind.__name__}", f"{value!r}", remedy, TypeError)
+
+    def _start(self, dp_parameters, dataset_metadata, debug):
         self.dp_parameters = dp_parameters
         self.dataset_metadata = dataset_metadata
         if dp_parameters.delta * dataset_metadata.nb_samples_train >= 1:
@@ -127,6 +135,15 @@ class PrivateModel:
         if self.layers_forward_order():
             check_model(self)
             output_gradient_bound(self)
+        width = self.output_shape[-1] if self.built else None
+        if width and width > 1 and getattr(self.loss_function, "num_outputs", width) is None:
+            _logger.warning(
+                "%s: %s does not know its number of outputs, so its bound, and the noise, are those of a single one. "
+                "Pass num_outputs=%d for a smaller bound.",
+                self._who(),
+                type(self.loss_function).__name__,
+                width,
+            )
 
     def compile_from_config(self, config):
         """Compiles with what `get_compile_config` returned; called by `keras.models.load_model`."""
@@ -248,8 +265,7 @@ class PrivateModel:
                 "State input_shape on DP_BoundedInput and call compile first.",
             )
         bounds = compute_gradient_bounds(self)
-        coefs = get_noise_multiplier_coefs(self, bounds)
-        stddevs = noise_stddevs(self, bounds, coefs)
+        stddevs = noise_stddevs(self, bounds)
         smallest, largest = (f(stddevs.values()) / self.dataset_metadata.batch_size for f in (min, max))
         if largest > 0 and not _SMALLEST_STDDEV <= smallest <= largest <= 1 / _SMALLEST_STDDEV:
             _refuse(
@@ -259,12 +275,9 @@ class PrivateModel:
                 "Rescale the data and the upper_bound of DP_BoundedInput.",
             )
         sampling = self._sampler.sampling if self._sampler else UndeclaredSampling()
-        keys = self._keys()
         plan = StepPlan(
             event=GaussianStep(sampling, joint_noise_multiplier(self, bounds)),
-            output_gradient_bound=output_gradient_bound(self),
-            gradient_bounds=tuple(bounds[key] for key in keys),
-            noise_stddevs=tuple(stddevs[key] for key in keys),
+            scales=None if has_moving_bounds(self) else self.scales_in_force(),
             batch_size=self.dataset_metadata.batch_size,
             loss_weight=self._loss_weight,
         )
@@ -272,6 +285,19 @@ class PrivateModel:
         if self._noise_source.seeded or (self._sampler and self._sampler.seeded):
             self.ledger.seeded = True
         return plan
+
+    def scales_in_force(self):
+        """`StepScales` at the current clip values: floats, or scalar tensors where a clip value moves."""
+        bounds = gradient_bounds_in_force(self)
+        stddevs = noise_stddevs(self, bounds)
+        noisy = self.dp_parameters.noise_multiplier > 0
+        least = _SMALLEST_STDDEV * self.dataset_metadata.batch_size if noisy else 0.0
+        keys = self._keys()
+        return StepScales(
+            output_gradient_bound=output_gradient_bound_in_force(self),
+            gradient_bounds=tuple(bounds[key] for key in keys),
+            noise_stddevs=tuple(_scalars.maximum(stddevs[key], least) for key in keys),
+        )
 
     @property
     def event_in_force(self):
@@ -387,11 +413,8 @@ class PrivateModel:
         }
 
     @staticmethod
-    def _deserialize_config(config, layers, custom_objects):
+    def _deserialize_config(config):
         config = dict(config)
-        config[layers] = [
-            keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects) for layer in config[layers]
-        ]
         config["dp_parameters"] = DPParameters(**config["dp_parameters"])
         config["dataset_metadata"] = DatasetMetadata(**config["dataset_metadata"])
         return config

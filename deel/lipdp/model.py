@@ -5,7 +5,7 @@ import keras
 import deel.lipdp.losses  # noqa: F401  so that load_model finds every class of the library once this is imported
 from deel.lipdp import _checks
 from deel.lipdp._private_model import PrivateModel
-from deel.lipdp.bounds import compute_gradient_bounds
+from deel.lipdp.bounds import LayerCall, compute_gradient_bounds
 from deel.lipdp.callbacks import DP_Accountant
 from deel.lipdp.layers import DPLayer
 from deel.lipdp.noise import get_noise_multiplier_coefs, global_noisify, local_noisify
@@ -46,12 +46,21 @@ class DP_Sequential(PrivateModel, keras.Sequential):
     """
 
     def __init__(self, layers=None, *, dp_parameters, dataset_metadata, debug=False, **kwargs):
+        self._check_arguments(dp_parameters, dataset_metadata)
         super().__init__(layers=layers, **kwargs)
         self._start(dp_parameters, dataset_metadata, debug)
 
     def layers_forward_order(self):
         """list of layers, from input to output."""
         return list(self.layers)
+
+    def layer_calls(self):
+        """tuple of `LayerCall`, from input to output."""
+        calls, shape = [], (None, *self.dataset_metadata.input_shape)
+        for i, layer in enumerate(self.layers):
+            calls.append(LayerCall(layer, (i,), (i + 1,), (shape,)))
+            shape = layer.compute_output_shape(shape) if layer.built else None
+        return tuple(calls)
 
     def get_config(self):
         config = super().get_config()
@@ -60,7 +69,10 @@ class DP_Sequential(PrivateModel, keras.Sequential):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = cls._deserialize_config(config, "layers", custom_objects)
+        config = cls._deserialize_config(config)
+        config["layers"] = [
+            keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects) for layer in config["layers"]
+        ]
         build_shape = config.pop("build_input_shape", None)
         model = cls(**config)
         if build_shape and not model.built:
@@ -70,60 +82,125 @@ class DP_Sequential(PrivateModel, keras.Sequential):
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_Model(PrivateModel, keras.Model):
-    """A `keras.Model` made of a list of layers with bounds, applied one after the other.
+    """A functional `keras.Model` of layers with bounds, trained with differential privacy by `fit`.
+
+    Made from a graph, `DP_Model(inputs=..., outputs=..., ...)`, or from a list of layers, each applied to what the one
+    before returns (a pair of tensors inside a residual block).
+
+    Bounds follow the graph: where a tensor is used several times its cotangents add up, merging layers have rules of
+    their own, and a layer used several times has the sum of its uses' bounds.
 
     Args:
         dp_layers: list of layers of `deel.lipdp.layers`, `DP_BoundedInput` first.
+        inputs, outputs: in place of `dp_layers`: one Keras tensor each, all layers between them `DPLayer`s, the first
+            `DP_BoundedInput`.
         dp_parameters, dataset_metadata, debug: as for `DP_Sequential`.
         **kwargs: `name`.
 
     Raises:
-        TypeError: for a layer without bounds.
+        TypeError: for a layer without bounds, or an operation that is no layer.
+        ValueError: for several inputs or outputs.
+
+    Example:
+
+    >>> import keras
+    >>> from deel.lipdp import layers as dp
+    >>> from deel.lipdp.model import DatasetMetadata, DP_Model, DPParameters
+    >>> inputs = keras.Input((8,))
+    >>> x = dp.DP_BoundedInput(1.0)(inputs)
+    >>> x = dp.DP_MergeResidual("1-lip-add")([dp.DP_QuickSpectralDense(8)(x), x])
+    >>> model = DP_Model(
+    ...     inputs=inputs,
+    ...     outputs=dp.DP_QuickSpectralDense(2)(x),
+    ...     dp_parameters=DPParameters("optimal", 1.0, delta=1e-5),
+    ...     dataset_metadata=DatasetMetadata((8,), nb_samples_train=1000, batch_size=100, max_norm=1.0),
+    ... )
+    >>> len(model.layers_forward_order())
+    4
     """
 
-    def __init__(self, dp_layers, *, dp_parameters, dataset_metadata, debug=False, **kwargs):
-        unknown = sorted(set(kwargs) - {"name", "trainable", "dtype"})
-        if unknown:
-            raise TypeError(_checks.message("DP_Model", "a list of layers", f"{unknown}", "Pass dp_layers=[...]."))
-        super().__init__(**kwargs)
-        self.dp_layers = [layer for layer in dp_layers if not isinstance(layer, keras.layers.InputLayer)]
+    def __init__(
+        self, dp_layers=None, *, inputs=None, outputs=None, dp_parameters, dataset_metadata, debug=False, **kwargs
+    ):
+        self._check_arguments(dp_parameters, dataset_metadata)
+        if (dp_layers is None) == (inputs is None or outputs is None):
+            raise TypeError(
+                _checks.message(
+                    "DP_Model",
+                    "a list of layers, or inputs and outputs",
+                    f"dp_layers={dp_layers!r}, inputs={inputs!r}, outputs={outputs!r}",
+                    "Pass dp_layers=[...], or inputs=... and outputs=....",
+                )
+            )
+        if dp_layers is not None:
+            inputs, outputs = _chain(dp_layers, dataset_metadata)
+        # Keras makes every class that is made this way a functional one, so all models of this class are.
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         self._start(dp_parameters, dataset_metadata, debug)
-        shapes = [layer.batch_shape for layer in dp_layers if hasattr(layer, "batch_shape")]
-        shapes += [(None, *metadata.input_shape) for metadata in [dataset_metadata]]
-        if all(isinstance(layer, DPLayer) for layer in self.dp_layers):
-            self.build(shapes[0])
+        if len(self.inputs) != 1 or len(self.outputs) != 1:
+            raise ValueError(
+                _checks.message(
+                    self._who(),
+                    "one input and one output",
+                    f"{len(self.inputs)} inputs and {len(self.outputs)} outputs",
+                    "Concatenate them: DP_Concatenate, or one array split inside the model.",
+                )
+            )
+        self._calls = tuple(self._graph_calls())
+
+    def _graph_calls(self):
+        """The calls of the graph, each after those it needs."""
+        for depth in sorted(self._nodes_by_depth, reverse=True):
+            for node in self._nodes_by_depth[depth]:
+                if node.is_input:
+                    continue
+                if not isinstance(node.operation, DPLayer):
+                    kind = f"{type(node.operation).__module__}.{type(node.operation).__name__}"
+                    raise TypeError(
+                        _checks.message(
+                            f"{type(node.operation).__name__} '{node.operation.name}'",
+                            "a layer with bounds (a DPLayer)",
+                            f"a {kind}",
+                            "Use its counterpart in deel.lipdp.layers (DP_Add for +), or write one: subclass DPLayer.",
+                        )
+                    )
+                inputs = node.input_tensors
+                yield LayerCall(
+                    node.operation,
+                    tuple(id(tensor) for tensor in inputs),
+                    tuple(id(tensor) for tensor in node.outputs),
+                    tuple(tuple(tensor.shape) for tensor in inputs),
+                )
+
+    def layer_calls(self):
+        """tuple of `LayerCall`, each after those whose outputs it takes."""
+        return self._calls
 
     def layers_forward_order(self):
-        """list of layers, from input to output."""
-        return list(self.dp_layers)
-
-    def build(self, input_shape):
-        shape = input_shape
-        for layer in self.dp_layers:
-            if not layer.built:
-                layer.build(shape)
-            shape = layer.compute_output_shape(shape)
-        self.built = True
-
-    def call(self, inputs, training=None):
-        for layer in self.dp_layers:
-            inputs = layer(inputs)
-        return inputs
-
-    def compute_output_shape(self, input_shape):
-        for layer in self.dp_layers:
-            input_shape = layer.compute_output_shape(input_shape)
-        return input_shape
+        """list of layers, each once, from input to output."""
+        return list({id(call.layer): call.layer for call in self._calls}.values())
 
     def get_config(self):
-        layers = [keras.saving.serialize_keras_object(layer) for layer in self.dp_layers]
+        graph = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
         return {
             "name": self.name,
             "trainable": self.trainable,
-            "dp_layers": layers,
+            "graph": keras.saving.serialize_keras_object(graph),
             **self._private_config(),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**cls._deserialize_config(config, "dp_layers", custom_objects))
+        config = cls._deserialize_config(config)
+        graph = keras.saving.deserialize_keras_object(config.pop("graph"), custom_objects=custom_objects)
+        return cls(inputs=graph.inputs[0], outputs=graph.outputs[0], **config)
+
+
+def _chain(layers, metadata):
+    """Symbolic input and output of layers applied one after the other."""
+    shapes = [layer.batch_shape[1:] for layer in layers if isinstance(layer, keras.layers.InputLayer)]
+    inputs = outputs = keras.Input(shapes[0] if shapes else metadata.input_shape)
+    for layer in layers:
+        if not isinstance(layer, keras.layers.InputLayer):
+            outputs = layer(outputs)
+    return inputs, outputs

@@ -3,7 +3,7 @@ size."""
 
 import math
 
-from deel.lipdp import _checks
+from deel.lipdp import _checks, _scalars
 from deel.lipdp.bounds import compute_gradient_bounds, variable_key
 from deel.lipdp.parameters import STRATEGIES
 
@@ -29,7 +29,7 @@ def _layer_coefs(model, gradient_bounds):
 
 def _global_coefs(model, gradient_bounds):
     # One stddev for all: multiplier * sqrt(sum of bounds^2), written as a multiple of each variable's own bound.
-    norm = math.hypot(*gradient_bounds.values())
+    norm = _scalars.sqrt(sum(bound * bound for bound in gradient_bounds.values()))
     return {key: norm / gradient_bounds[key] for key, _, _ in _variables(model)}
 
 
@@ -40,7 +40,7 @@ def _optimal_coefs(model, gradient_bounds):
         key: gradient_bounds[key] * math.sqrt(math.prod(variable.shape)) for key, _, variable in _variables(model)
     }
     total = sum(weights.values())
-    return {key: math.sqrt(total / weight) for key, weight in weights.items()}
+    return {key: _scalars.sqrt(total / weight) for key, weight in weights.items()}
 
 
 _COEFS = {"per-layer": _layer_coefs, "global": _global_coefs, "optimal": _optimal_coefs}
@@ -98,8 +98,12 @@ def noise_multiplier_for(joint, strategy, nm_coefs):
     return joint * _relative_precision(nm_coefs) if strategy == "per-layer" else joint
 
 
-def noise_stddevs(model, gradient_bounds, nm_coefs):
-    """Stddev of the noise on the summed gradient, dict by variable key (not divided by the batch size)."""
+def noise_stddevs(model, gradient_bounds, nm_coefs=None):
+    """Stddev of the noise on the summed gradient, dict by variable key (not divided by the batch size).
+
+    `nm_coefs` are those of the model's strategy unless given.
+    """
+    nm_coefs = nm_coefs or get_noise_multiplier_coefs(model, gradient_bounds)
     multiplier = model.dp_parameters.noise_multiplier
     return {key: multiplier * coef * gradient_bounds[key] for key, coef in nm_coefs.items()}
 
@@ -124,9 +128,7 @@ def local_noisify(model, gradient_bounds, trainable_vars, gradients):
         list of tensors in the order of `trainable_vars`: gradient plus noise of stddev
         `noise_multiplier * coef * bound / B`.
     """
-    coefs = get_noise_multiplier_coefs(model, gradient_bounds)
-    stddevs = noise_stddevs(model, gradient_bounds, coefs)
-    return _noisify(model, stddevs, trainable_vars, gradients)
+    return _noisify(model, noise_stddevs(model, gradient_bounds), trainable_vars, gradients)
 
 
 def global_noisify(model, gradient_bounds, trainable_vars, gradients):

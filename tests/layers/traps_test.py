@@ -198,6 +198,12 @@ ZEROS = [
     (lambda: layers.DP_BoundedInput(1.0), (4,)),
     (lambda: layers.DP_GroupSort(2), (4,)),
     (lambda: layers.DP_Abs(), (4,)),
+    (lambda: layers.DP_ScaledL2NormPooling1D(2), (4, 2)),
+    (lambda: layers.DP_ScaledGlobalL2NormPooling2D(), (4, 4, 2)),
+    (lambda: layers.DP_MaxPool2D(3, strides=1, padding="same"), (4, 4, 2)),
+    (lambda: layers.DP_FullSort(), (2, 4)),
+    (lambda: layers.DP_Householder(), (2, 4)),
+    (lambda: layers.DP_ReLU(max_value=1.0, negative_slope=0.5), (4,)),
 ]
 
 
@@ -350,3 +356,187 @@ def test_a_bound_one_percent_too_low_is_found(cls, arguments, input_shape, perce
             return (1.0 - percent / 100.0) * super().backpropagate_params(input_bound, gradient_bound)
 
     assert search(TooLow(**arguments), input_shape).violations() == ["parameter_gradient"]
+
+
+class SteepReLU(layers.NonExpansive, keras.layers.ReLU):
+    """A ReLU is taken to be 1-Lipschitz, whatever its arguments."""
+
+
+def test_the_slope_of_a_relu_counts():
+    wrong = search(SteepReLU(negative_slope=3.0), (5,))
+    assert wrong.violations() == ["output", "input_gradient"]
+    assert wrong.output == pytest.approx(3.0, rel=1e-4)
+    assert search(layers.DP_ReLU(negative_slope=3.0), (5,)).violations() == []
+    assert search(layers.DP_LeakyReLU(3.0), (5,)).violations() == []
+
+
+def test_a_threshold_makes_a_relu_jump():
+    below, above = SteepReLU(threshold=1.0)(np.float32([[1.0 - 1e-6], [1.0 + 1e-6]])).numpy()
+    assert above - below > 0.99
+    with pytest.raises(ValueError, match="DP_ReLU.*threshold=1.0"):
+        layers.DP_ReLU(threshold=1.0)
+
+
+def test_a_false_claim_for_a_function_is_found():
+    def ten_times(x):
+        return 10.0 * x
+
+    wrong = search(layers.DP_Lambda(ten_times, lipschitz_constant=1.0), (5,))
+    assert wrong.violations() == ["output", "input_gradient"]
+    assert wrong.input_gradient == pytest.approx(10.0, rel=1e-4)
+    assert search(layers.DP_Lambda(ten_times, lipschitz_constant=10.0), (5,)).violations() == []
+
+
+def test_what_a_function_adds_at_zero_counts():
+    def shift(x):
+        return x + 1.0
+
+    wrong = search(layers.DP_Lambda(shift, lipschitz_constant=1.0), (4,))
+    assert wrong.violations() == ["output"]
+    assert wrong.output == pytest.approx(3.0, rel=1e-4)  # an input of norm 1, and 1 in each of 4 entries
+    assert search(layers.DP_Lambda(shift, lipschitz_constant=1.0, norm_at_zero=2.0), (4,)).violations() == []
+
+
+class OverlappingMaxPool(layers.DP_MaxPool2D):
+    """Bounds of windows that tile the image, claimed for windows that overlap."""
+
+    def _lipschitz_constant(self, covers):
+        return 1.0
+
+
+def test_overlapping_maxima_count_pixels_several_times():
+    wrong = search(OverlappingMaxPool(3, strides=1), (6, 6, 1))
+    assert wrong.violations() == ["output", "input_gradient"]
+    assert wrong.output == pytest.approx(3.0, rel=1e-4)
+
+
+class MaxPoolByMask(layers.NonExpansive, keras.layers.Layer):
+    """Every entry equal to the largest gets the gradient: in a black window that is all of them."""
+
+    def call(self, inputs):
+        largest = ops.max(inputs, axis=-1, keepdims=True)
+        return ops.sum(inputs * ops.cast(inputs == largest, inputs.dtype), axis=-1)
+
+
+def test_a_maximum_by_mask_is_wrong_at_ties():
+    wrong = search(MaxPoolByMask(), (1, 4))
+    assert "input_gradient" in wrong.violations()
+    assert wrong.input_gradient == pytest.approx(2.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("size", "pool_size", "strides"), [(4, 2, 2), (5, 3, 2), (6, 3, 1), (3, 2, 1)])
+@pytest.mark.parametrize("pattern", ["black", "negative", "two_values", "random"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+def test_max_pool_sends_each_gradient_to_one_entry(size, pool_size, strides, padding, pattern, compiled):
+    """At ties, in windows of negative entries and beside the padding too; TensorFlow takes the first of equals.
+
+    The Jacobian, row by row: the search differentiates twice, and TensorFlow 2.21's second derivative of a max pooling
+    whose output has the shape of its input is wrong in a graph. Training uses the first only.
+    """
+    layer = layers.DP_MaxPool2D(pool_size, strides, padding)
+    layer.build((None, size, size, 1))
+    rng = np.random.default_rng(0)
+    image = {
+        "black": np.zeros((size, size)),
+        "negative": -np.ones((size, size)),
+        "two_values": rng.integers(0, 2, (size, size)),
+        "random": rng.normal(size=(size, size)),
+    }[pattern]
+    outputs = layer.compute_output_shape((1, size, size, 1))[1:]
+    cotangents = np.eye(math.prod(outputs), dtype="float32").reshape(-1, *outputs)
+    x = tf.constant(np.broadcast_to(image[None, :, :, None], (len(cotangents), size, size, 1)), "float32")
+
+    def gradient(x, g):
+        x = 1.0 * x  # an activation like those in a model, not an input
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        return tape.gradient(y, x, g)
+
+    jacobian = (tf.function(gradient) if compiled else gradient)(x, tf.constant(cotangents)).numpy()
+    jacobian = jacobian.reshape(len(cotangents), -1)
+    assert set(np.unique(jacobian)) == {0.0, 1.0}
+    np.testing.assert_array_equal(jacobian.sum(1), 1.0)
+    np.testing.assert_array_equal(jacobian @ image.ravel().astype("float32"), layer(x)[0].numpy().ravel())
+    assert np.linalg.norm(jacobian, 2) <= layer.backpropagate_inputs(1.0, 1.0) * (1 + 1e-6)
+
+
+class AverageOfWholeWindows(layers.DP_AveragePooling2D):
+    """A mean of w entries is bounded by `1 / sqrt(w)`: not where TensorFlow leaves out the padding."""
+
+    def _lipschitz_constant(self, covers):
+        return math.prod(self.pool_size) ** -0.5
+
+
+def test_averages_beside_the_padding_have_fewer_entries():
+    wrong = search(AverageOfWholeWindows(2, padding="same"), (5, 5, 1))
+    assert wrong.violations() == ["output", "input_gradient"]
+    assert wrong.output == pytest.approx(2.0, rel=1e-4)  # the corner is a window of its own
+    assert search(layers.DP_AveragePooling2D(2, padding="same"), (5, 5, 1)).violations() == []
+    assert search(AverageOfWholeWindows(2), (6, 6, 1)).violations() == []
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(
+    ("size", "pool_size", "strides"), [(8, 2, 2), (7, 3, 2), (9, 3, 1), (5, 2, 2), (11, 5, 3), (6, 5, 1)]
+)
+def test_average_pooling_is_bounded_by_the_norm_of_its_matrix(size, pool_size, strides, padding):
+    """And never by more than the square root of windows per pixel over entries per window."""
+    layer = layers.DP_AveragePooling2D(pool_size, strides, padding)
+    layer.build((None, size, size, 1))
+    pixels = np.eye(size**2, dtype="float32").reshape(-1, size, size, 1)
+    matrix = layer(pixels).numpy().reshape(size**2, -1).astype("float64")
+    norm = np.linalg.norm(matrix, 2)
+    assert norm <= layer.propagate_inputs(1.0) * (1 + 1e-6)
+    assert layer.propagate_inputs(1.0) <= norm * (1 + 1e-6)
+    most_windows, fewest_entries = (matrix > 0).sum(1).max(), (matrix > 0).sum(0).min()
+    assert layer.propagate_inputs(1.0) <= math.sqrt(most_windows / fewest_entries) * (1 + 1e-9)
+
+
+class BiasOfOnePosition(layers.DP_AddBias):
+    """Forgets that the bias is added, and its gradient summed, at every position."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self._root_positions = 1.0
+
+
+def test_the_bias_layer_counts_every_position():
+    wrong = search(BiasOfOnePosition(), (8, 8, 2), restarts=1, steps=4)
+    assert wrong.violations() == ["output", "parameter_gradient"]
+    assert wrong.parameter_gradient == pytest.approx(8.0, rel=1e-3)
+    right = search(layers.DP_AddBias(), (8, 8, 2), restarts=1, steps=4)
+    assert right.violations() == []
+    assert right.parameter_gradient == pytest.approx(1.0, rel=1e-3)
+
+
+class TrainedDropout(layers.DP_Dropout):
+    """In training always, as the search calls layers without."""
+
+    def call(self, inputs):
+        return super().call(inputs, training=True)
+
+
+class DropoutClaimedToShrink(layers.NonExpansive, TrainedDropout):
+    """Dropping entries makes no norm larger, but dividing the others by `1 - rate` does."""
+
+
+def test_dropout_divides_what_it_keeps():
+    wrong = search(DropoutClaimedToShrink(0.75), (6,))
+    assert wrong.violations() == ["output", "input_gradient"]
+    assert wrong.output == pytest.approx(4.0, rel=1e-4)
+    right = search(TrainedDropout(0.75), (6,))
+    assert right.violations() == []
+    assert right.output == pytest.approx(1.0, rel=1e-4)
+
+
+def test_known_masks_move_to_other_examples_when_one_is_added():
+    """Why `DP_Dropout` takes no seed: with known masks the sum over a batch changes by far more than one example."""
+    x = np.ones((400, 4), "float32")
+    x[::2] = -1.0
+    whole, without = (keras.random.dropout(part, 0.5, seed=0).numpy().sum(0) for part in (x, x[1:]))
+    of_one_example = np.linalg.norm(x[0]) / (1 - 0.5)
+    assert np.linalg.norm(whole - without) > 5 * of_one_example
+    with pytest.raises(ValueError, match="DP_Dropout.*seed=0"):
+        layers.DP_Dropout(0.5, seed=0)

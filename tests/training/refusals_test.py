@@ -11,12 +11,15 @@ from deel.lipdp.layers import (
     DP_BoundedInput,
     DP_ClipGradient,
     DP_Flatten,
+    DP_MergeResidual,
     DP_QuickSpectralConv2D,
     DP_QuickSpectralDense,
     DP_ScaledL2NormPooling2D,
+    DP_SplitResidual,
+    DP_WrappedResidual,
     DPLayer,
 )
-from deel.lipdp.losses import DP_TauCategoricalCrossentropy
+from deel.lipdp.losses import DP_TauBCE, DP_TauCategoricalCrossentropy
 from deel.lipdp.model import DP_Model, DP_Sequential, compute_gradient_bounds, get_eps_delta
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
 from deel.lipdp.sampling import poisson_batches
@@ -100,26 +103,29 @@ def test_no_input_guard(cls):
 
 def test_a_layer_listed_twice():
     square = DP_QuickSpectralDense(36, name="square")
-    with pytest.raises(ValueError, match="square"):
-        model(dense_list(square, square), cls=DP_Model)
-    with pytest.raises(ValueError, match="square"):
+    with pytest.raises(ValueError, match="'square'.*DP_Model"):
         model(dense_list(square, square), cls=DP_Sequential)
 
 
-def test_two_variables_under_one_key():
+@BOTH
+def test_two_variables_under_one_key(cls):
     twins = [DP_QuickSpectralDense(36, name="twin"), DP_QuickSpectralDense(36, name="twin")]
     with pytest.raises(ValueError, match="twin"):
-        model(dense_list(*twins), cls=DP_Model)
+        model(dense_list(*twins), cls=cls)
+
+
+def test_one_variable_in_two_layers():
+    square = DP_QuickSpectralDense(36, name="square")
+    twice = [layer for wrapper in ("a", "b") for layer in [DP_WrappedResidual(square, name=wrapper)]]
+    with pytest.raises(ValueError, match="each variable in one layer.*'a/kernel', 'b/kernel'"):
+        model(dense_list(DP_SplitResidual(), *twice, DP_MergeResidual()), cls=DP_Model)
 
 
 def test_a_trainable_variable_outside_the_list():
-    class Extra(DP_Model):
-        def build(self, input_shape):
-            self.extra = self.add_weight(name="extra", shape=(2,))
-            super().build(input_shape)
-
+    private = DP_Sequential(layer_list(), dp_parameters=parameters(), dataset_metadata=metadata())
+    private.extra = private.add_weight(name="extra", shape=(2,))
     with pytest.raises(ValueError, match="extra"):
-        model(cls=Extra)
+        private.compile(loss=DP_TauCategoricalCrossentropy())
 
 
 def test_a_model_built_for_another_shape_than_the_metadata_say():
@@ -186,6 +192,15 @@ def test_a_loss_without_a_bound(loss):
     private = model(dense_list())
     with pytest.raises(ValueError, match="deel.lipdp.losses"):
         private.compile(loss=loss)
+
+
+@pytest.mark.parametrize(("num_outputs", "warnings"), [(None, 1), (NUM_CLASSES, 0)])
+def test_a_mean_over_an_unstated_number_of_outputs_warns(num_outputs, warnings, caplog):
+    private = model(dense_list(), loss=DP_TauBCE(num_outputs=num_outputs))
+    said = [record for record in caplog.records if "num_outputs=4" in record.getMessage()]
+    assert len(said) == warnings
+    expected = 3.0 / (NUM_CLASSES**0.5 if num_outputs else 1.0) * (1 + ROUNDING_SLACK)
+    assert compute_gradient_bounds(private)["logits/kernel"] == pytest.approx(expected)
 
 
 def test_a_foreign_loss_with_the_remedy_is_accepted():
@@ -267,12 +282,6 @@ def test_wrong_types_of_arguments(cls):
         cls(layer_list(), dp_parameters={"delta": 1}, dataset_metadata=metadata())
     with pytest.raises(TypeError, match="dataset_metadata"):
         cls(layer_list(), dp_parameters=parameters(), dataset_metadata=None)
-
-
-def test_functional_arguments_are_refused_and_harm_no_other_model():
-    with pytest.raises(TypeError, match="dp_layers"):
-        DP_Model(layer_list(), inputs=1, outputs=2, dp_parameters=parameters(), dataset_metadata=metadata())
-    assert model(cls=DP_Model).ledger.steps == 0
 
 
 def test_several_replicas():

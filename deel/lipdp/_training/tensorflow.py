@@ -8,13 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deel.lipdp import _linalg
+from deel.lipdp import _linalg, _scalars
 from deel.lipdp.accounting import GaussianStep
 
 __all__ = [
     "CertifiedWeights",
     "NoiseSource",
     "StepPlan",
+    "StepScales",
     "per_example_gradient_norms",
     "private_step",
 ]
@@ -23,22 +24,33 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
+class StepScales:
+    """Bounds and noise of a training step: floats, or float64 scalar tensors where a clip value moves.
+
+    Args:
+        output_gradient_bound: radius of the logit guard.
+        gradient_bounds: tuple in the order of `model.trainable_variables`, for one example and for the sum.
+        noise_stddevs: tuple in the same order, on the sum.
+    """
+
+    output_gradient_bound: float
+    gradient_bounds: tuple
+    noise_stddevs: tuple
+
+
+@dataclasses.dataclass(frozen=True)
 class StepPlan:
     """The constants of a training step. A graph is valid for one plan; another plan needs another graph.
 
     Args:
         event: `GaussianStep`, what the ledger counts for each step.
-        output_gradient_bound: float, radius of the logit guard.
-        gradient_bounds: tuple of float in the order of `model.trainable_variables`, for one example and for the sum.
-        noise_stddevs: tuple of float, the same order, on the sum.
+        scales: `StepScales`, or None where a clip value moves: each step then computes them from its present value.
         batch_size: int, B, by which sum and noise are divided.
         loss_weight: float in [0, 1].
     """
 
     event: GaussianStep
-    output_gradient_bound: float
-    gradient_bounds: tuple
-    noise_stddevs: tuple
+    scales: StepScales | None
     batch_size: int
     loss_weight: float
 
@@ -74,12 +86,12 @@ class NoiseSource:
 
         Args:
             gradients: list of tensors.
-            stddevs: list of float, one for each tensor.
+            stddevs: list of float or scalar tensor, one for each tensor.
 
         Returns:
             list of tensors.
         """
-        if not any(stddevs):
+        if all(_scalars.is_constant(stddev) and stddev == 0 for stddev in stddevs):
             return list(gradients)
         draw = self.draws.assign_add(1)
         seed = tf.stack([tf.bitwise.bitwise_xor(self._key[0], draw), self._key[1]])
@@ -156,7 +168,7 @@ def _guarded_cotangents(loss, y, y_pred, weights, radius):
     cotangents = tape.gradient(losses, y_pred, unconnected_gradients="zero")
     # The reported loss leaves out what the gradient leaves out: a NaN would set off TerminateOnNaN, for one record.
     losses = _linalg.finite_or_zero(losses)
-    return losses, _linalg.project_on_ball(_linalg.finite_or_zero(cotangents), radius)
+    return losses, _linalg.project_on_ball(_linalg.finite_or_zero(cotangents), tf.cast(radius, cotangents.dtype))
 
 
 def _summed_gradients(model, loss, radius, x, y, weights):
@@ -171,8 +183,9 @@ def _summed_gradients(model, loss, radius, x, y, weights):
         output_gradients=cotangents,
         unconnected_gradients="zero",
     )
-    # An IndexedSlices gradient would get noise on the rows it touches only.
-    return [tf.convert_to_tensor(g) for g in gradients], y_pred, losses
+    # An IndexedSlices gradient would get noise on the rows it touches only; TensorFlow forgets the shape of some.
+    gradients = [tf.ensure_shape(tf.convert_to_tensor(g), v.shape) for g, v in zip(gradients, variables, strict=True)]
+    return gradients, y_pred, losses
 
 
 def _regularizer_gradients(variables):
@@ -214,12 +227,14 @@ def private_step(model, plan, certified, x, y, sample_weight):
     weights = _weights(sample_weight, tf.shape(y)[0]) * plan.loss_weight
     if not model.jit_compile:  # XLA has no such fault, and no tensors of two sizes
         x, y, weights = _never_empty(x, y, weights)
-    gradients, y_pred, losses = _summed_gradients(model, model.loss_function, plan.output_gradient_bound, x, y, weights)
+    scales = plan.scales or model.scales_in_force()
+    radius = scales.output_gradient_bound
+    gradients, y_pred, losses = _summed_gradients(model, model.loss_function, radius, x, y, weights)
     if model.debug:
-        _log_step(model, plan, gradients)
+        _log_step(model, scales, gradients)
     with tf.control_dependencies([count]):
         gradients = [g / plan.batch_size for g in gradients]
-    gradients = model.add_noise(gradients, [s / plan.batch_size for s in plan.noise_stddevs])
+    gradients = model.add_noise(gradients, [s / plan.batch_size for s in scales.noise_stddevs])
     gradients = [
         g if penalty is None else g + penalty
         for g, penalty in zip(gradients, _regularizer_gradients(variables), strict=True)
@@ -229,11 +244,11 @@ def private_step(model, plan, certified, x, y, sample_weight):
     _update_metrics(model, x, y, y_pred, losses, sample_weight, weights)
 
 
-def _log_step(model, plan, gradients):
+def _log_step(model, scales, gradients):
     rows = zip(
         model.trainable_variables,
-        plan.gradient_bounds,
-        plan.noise_stddevs,
+        scales.gradient_bounds,
+        scales.noise_stddevs,
         gradients,
         strict=True,
     )
@@ -241,9 +256,9 @@ def _log_step(model, plan, gradients):
         _logger.debug(
             "%s: gradient bound %.6g, norm of the summed gradient %.6g, noise stddev %.6g",
             variable.path,
-            bound,
+            float(bound),
             float(tf.norm(gradient)),
-            stddev,
+            float(stddev),
         )
 
 

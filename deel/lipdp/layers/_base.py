@@ -20,11 +20,17 @@ class DPLayer:
     """Mixin of a Keras layer that knows its worst case. A layer that says nothing is refused.
 
     Subclasses list it before the Keras class and define the three methods; a layer without trainable variables needs
-    only the first two.
+    only the first two. Bounds are Python floats (`gradient_bound` may be a float64 scalar tensor: it is one behind a
+    clip value that moves, so methods multiply and add it and nothing else). A layer with several inputs or outputs has
+    a tuple of bounds in place of one.
     """
 
     #: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
     nm_coef = 1.0
+
+    #: bool, for a layer with several inputs: whether the cotangents at all of them together have at most the norm of
+    #: the output's cotangent.
+    joint_gradient = False
 
     def propagate_inputs(self, input_bound):
         """Bound on the output norm when the input norm is at most `input_bound`."""
@@ -40,6 +46,21 @@ class DPLayer:
 
     def check(self):
         """Raises `ValueError` if something the bounds rest on was changed since construction. Runs before training."""
+
+    def restore_constraints(self):
+        """Brings every constrained variable that is outside its set back into it."""
+        for variable in self.variables:
+            constraint = getattr(variable, "constraint", None)
+            if constraint is not None:
+                variable.assign(getattr(constraint, "restore", constraint)(variable))
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.restore_constraints()
+
+    def set_weights(self, weights):
+        super().set_weights(weights)
+        self.restore_constraints()
 
     def has_parameters(self):
         """Whether the layer holds trainable variables (it has to be built)."""

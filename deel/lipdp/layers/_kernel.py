@@ -45,7 +45,7 @@ class SpectralKernel(DPLayer):
     The kernel is orthogonalised and then divided by an upper bound on its norm: at build, after each optimizer step
     (Keras applies the constraint of the variable), and after weights are loaded or set.
 
-    Subclasses define `_operator_norm_bound(kernel)` and set `orthogonalization_steps`.
+    Subclasses define `_operator_norm_bound(kernel)` and set `orthogonalization_steps`, or define `_orthogonalize`.
     """
 
     orthogonalization_steps = 3
@@ -59,7 +59,7 @@ class SpectralKernel(DPLayer):
                     who,
                     "use_bias=False, since the gradient of a bias is not bounded by its input",
                     "use_bias=True",
-                    "Leave use_bias unset; a bias layer with a bound of its own (DP_AddBias) is planned.",
+                    "Leave use_bias unset and add DP_AddBias as a layer of its own.",
                 )
             )
         activation = kwargs.get("activation")
@@ -81,14 +81,14 @@ class SpectralKernel(DPLayer):
                 )
             )
         kwargs["activation"] = known
-        for name in ("kernel_constraint", "activity_regularizer", "lora_rank"):
+        for name in ("kernel_constraint", "depthwise_constraint", "activity_regularizer", "lora_rank"):
             if kwargs.pop(name, None) is not None:
                 raise ValueError(
                     _checks.message(
                         who,
                         f"no {name}, which would void the layer's bounds",
                         f"{name} set",
-                        "Leave it unset; kernel_regularizer is fine.",
+                        "Leave it unset; a regularizer of the kernel is fine.",
                     )
                 )
         self.nm_coef = _checks.number(who, "nm_coef", kwargs.pop("nm_coef", 1.0), above=0.0)
@@ -108,6 +108,8 @@ class SpectralKernel(DPLayer):
             )
 
     def _operator_norm_bound(self, kernel):
+        """Certified upper bound, as a float64 tensor that broadcasts against the kernel: one number, or one for each
+        part of a kernel whose parts share no input and no output."""
         raise NotImplementedError
 
     def certified_norm(self, kernel=None):
@@ -116,7 +118,12 @@ class SpectralKernel(DPLayer):
         Args:
             kernel: tensor or None (the layer's own kernel).
         """
-        return self._operator_norm_bound(self.kernel if kernel is None else kernel)
+        return ops.max(self._operator_norm_bound(self.kernel if kernel is None else kernel))
+
+    def _orthogonalize(self, kernel):
+        """Moves the kernel towards an isometry, to any norm. A kernel of zeros stays as it is."""
+        matrix = _linalg.orthogonalize(ops.reshape(kernel, (-1, kernel.shape[-1])), self.orthogonalization_steps)
+        return ops.reshape(matrix, kernel.shape)
 
     def project(self, kernel):
         """Orthogonalises the kernel and divides it by a certified bound on its norm.
@@ -124,10 +131,8 @@ class SpectralKernel(DPLayer):
         Singular values close to 1 keep activations and gradients at full norm, which makes the bounds nearly attained;
         the division is what makes them hold. A kernel of zeros stays as it is.
         """
+        kernel = self._orthogonalize(ops.convert_to_tensor(kernel))
         shape = kernel.shape
-        matrix = ops.reshape(ops.convert_to_tensor(kernel), (-1, shape[-1]))
-        matrix = _linalg.orthogonalize(matrix, self.orthogonalization_steps)
-        kernel = ops.reshape(matrix, shape)
         norm = self._operator_norm_bound(kernel)
         # Rounding the quotient moves each entry by eps/2 at most, hence the norm by less than eps * sqrt(entries per
         # output or input, the fewer); twice that keeps the certificate of the rounded kernel at most 1.
@@ -141,11 +146,11 @@ class SpectralKernel(DPLayer):
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        self.kernel.assign(self.kernel_constraint.restore(self.kernel))
+        self.kernel.assign(self.kernel.constraint.restore(self.kernel))
 
     def set_weights(self, weights):
         super().set_weights(weights)
-        self.kernel.assign(self.kernel_constraint.restore(self.kernel))
+        self.kernel.assign(self.kernel.constraint.restore(self.kernel))
 
     def propagate_inputs(self, input_bound):
         return input_bound
@@ -155,6 +160,6 @@ class SpectralKernel(DPLayer):
 
     def get_config(self):
         config = super().get_config()
-        for name in ("kernel_constraint", "bias_constraint", "activity_regularizer"):
+        for name in ("kernel_constraint", "depthwise_constraint", "bias_constraint", "activity_regularizer"):
             config.pop(name, None)
         return {**config, "nm_coef": self.nm_coef}

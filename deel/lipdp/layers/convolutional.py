@@ -1,23 +1,117 @@
-"""Convolutions whose operator norm, on the images they are built for, is certified to be at most 1."""
+"""Convolutions whose operator norm, on the inputs they are built for, is certified to be at most 1."""
 
 import math
 
 import keras
+from keras import ops
 
 from deel.lipdp import _checks, _linalg
 from deel.lipdp.layers._kernel import SpectralKernel, UnitBall
 
-__all__ = ["DP_QuickSpectralConv2D", "DP_SpectralConv2D"]
+__all__ = [
+    "DP_Conv1D",
+    "DP_DepthwiseConv2D",
+    "DP_PatchEmbedding",
+    "DP_QuickSpectralConv2D",
+    "DP_SpectralConv2D",
+]
+
+#: Names of the spatial axes, by their number.
+_AXES = {1: "steps", 2: "rows, cols"}
+
+
+class _SpectralConvolution(SpectralKernel):
+    """Mixin: checks, certificate and bounds of a convolution over `self.rank` axes, with zeros as padding."""
+
+    #: What Keras's arguments for the kernel begin with.
+    _kernel_argument = "kernel"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **self._check_arguments(kwargs))
+        setattr(self, f"{self._kernel_argument}_constraint", UnitBall(self))
+        groups = getattr(self, "groups", 1)
+        self._refuse(groups != 1, "groups=1", f"groups={groups}", "Use full convolutions.")
+        self._refuse(
+            self.data_format != "channels_last",
+            "data_format='channels_last'",
+            f"data_format={self.data_format!r}",
+            "Move the channels to the last axis.",
+        )
+
+    def _refuse(self, condition, expected, received, remedy):
+        if condition:
+            who = f"{type(self).__name__} '{self.name}'"
+            raise ValueError(_checks.message(who, expected, received, remedy))
+
+    def build(self, input_shape):
+        axes = _AXES[self.rank]
+        self._refuse(
+            len(input_shape) != self.rank + 2 or None in input_shape[1:],
+            f"an input of shape (batch, {axes}, channels), all known but the batch",
+            f"input shape {tuple(input_shape)}",
+            "State the input shape of the model: the norm is certified for one size.",
+        )
+        self._geometry = _linalg.ConvGeometry(
+            image_size=tuple(input_shape[1:-1]),
+            kernel_size=tuple(self.kernel_size),
+            strides=tuple(self.strides),
+            dilations=tuple(self.dilation_rate),
+            padding=self.padding,
+        )
+        self._refuse(
+            self._geometry.window_count == 0,
+            "an input at least as large as the kernel",
+            f"input shape {tuple(input_shape)}, kernel_size={self.kernel_size}",
+            "Use a smaller kernel, or padding='same'.",
+        )
+        super().build(input_shape)
+
+    def _operator_norm_bound(self, kernel):
+        return _linalg.conv_norm_bound(kernel, self._geometry)
+
+    def backpropagate_params(self, input_bound, gradient_bound):
+        return math.sqrt(self._geometry.window_count) * input_bound * gradient_bound
+
+
+class _OrthogonalConvolution(_SpectralConvolution):
+    """Mixin: a convolution over all channels, kept close to an isometry as an operator, wherever its windows overlap.
+
+    (A matrix that is orthogonal on windows is far from one on images when pixels are in several windows.)
+    """
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        if self._windows_overlap():
+            self.kernel.assign(self.project(self._start(ops.convert_to_tensor(self.kernel))))
+
+    def _start(self, kernel):
+        """The initialiser's kernel, moved to an isometry as far as it goes."""
+        if isinstance(getattr(self, f"{self._kernel_argument}_initializer"), keras.initializers.Orthogonal):
+            kernel = _linalg.centred_convolution(kernel, self._geometry)
+        return _linalg.orthogonalize_convolution(kernel, self._geometry.strides, _STEPS_AT_BUILD)
+
+    def _windows_overlap(self):
+        return any(k > s for k, s in zip(self._geometry.kernel_size, self._geometry.strides, strict=True))
+
+    def _orthogonalize(self, kernel):
+        if not self._windows_overlap():
+            return super()._orthogonalize(kernel)
+        return _linalg.orthogonalize_convolution(kernel, self._geometry.strides, self.orthogonalization_steps)
+
+
+# From the start that `"orthogonal"` stands for, singular values are then within 10 % of each other.
+_STEPS_AT_BUILD = 30
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
-class DP_QuickSpectralConv2D(SpectralKernel, keras.layers.Conv2D):
+class DP_QuickSpectralConv2D(_OrthogonalConvolution, keras.layers.Conv2D):
     """2-D convolution without bias, 1-Lipschitz as an operator on images of the size it is built for.
 
     Args:
         filters, kernel_size, strides, padding, dilation_rate: as in `keras.layers.Conv2D`; padding is zeros.
         activation: None or the name of a 1-Lipschitz activation that is zero at zero (`"relu"`, `"tanh"`, ...).
-        kernel_initializer: as in Keras; `"orthogonal"` is orthogonal as a (kernel area * channels, filters) matrix.
+        kernel_initializer: as in Keras; `"orthogonal"` starts close to an isometry of images, with most of its weight
+            in the middle of the window.
         kernel_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
         nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
         **kwargs: other arguments of `keras.layers.Conv2D`; `use_bias=True`, `groups` above 1 and `channels_first` are
@@ -49,56 +143,15 @@ class DP_QuickSpectralConv2D(SpectralKernel, keras.layers.Conv2D):
         kernel_initializer="orthogonal",
         **kwargs,
     ):
-        kwargs = self._check_arguments({"activation": activation, **kwargs})
         super().__init__(
             filters,
             kernel_size,
             strides=strides,
             padding=padding,
+            activation=activation,
             kernel_initializer=kernel_initializer,
             **kwargs,
         )
-        self.kernel_constraint = UnitBall(self)
-        self._refuse(self.groups != 1, "groups=1", f"groups={self.groups}", "Use full convolutions.")
-        self._refuse(
-            self.data_format != "channels_last",
-            "data_format='channels_last'",
-            f"data_format={self.data_format!r}",
-            "Transpose the images.",
-        )
-
-    def _refuse(self, condition, expected, received, remedy):
-        if condition:
-            who = f"{type(self).__name__} '{self.name}'"
-            raise ValueError(_checks.message(who, expected, received, remedy))
-
-    def build(self, input_shape):
-        self._refuse(
-            len(input_shape) != 4 or None in input_shape[1:],
-            "an input of shape (batch, rows, cols, channels) with known rows, cols and channels",
-            f"input shape {tuple(input_shape)}",
-            "State the input shape of the model: the norm is certified for one image size.",
-        )
-        self._geometry = _linalg.ConvGeometry(
-            image_size=tuple(input_shape[1:3]),
-            kernel_size=tuple(self.kernel_size),
-            strides=tuple(self.strides),
-            dilations=tuple(self.dilation_rate),
-            padding=self.padding,
-        )
-        self._refuse(
-            self._geometry.window_count == 0,
-            "an image at least as large as the kernel",
-            f"input shape {tuple(input_shape)}, kernel_size={self.kernel_size}",
-            "Use a smaller kernel, or padding='same'.",
-        )
-        super().build(input_shape)
-
-    def _operator_norm_bound(self, kernel):
-        return _linalg.conv_norm_bound(kernel, self._geometry)
-
-    def backpropagate_params(self, input_bound, gradient_bound):
-        return math.sqrt(self._geometry.window_count) * input_bound * gradient_bound
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -109,3 +162,213 @@ class DP_SpectralConv2D(DP_QuickSpectralConv2D):
     """
 
     orthogonalization_steps = 10
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_Conv1D(_OrthogonalConvolution, keras.layers.Conv1D):
+    """Convolution over the steps of a sequence, without bias, 1-Lipschitz on sequences of the length it is built for.
+
+    Args:
+        filters, kernel_size, strides, dilation_rate: as in `keras.layers.Conv1D`.
+        padding: `"valid"`, `"same"` or `"causal"` (output t sees no input after step t), with zeros.
+        activation: None or the name of a 1-Lipschitz activation that is zero at zero (`"relu"`, `"tanh"`, ...).
+        kernel_initializer: as in Keras; `"orthogonal"` starts close to an isometry of sequences, with most of its
+            weight in the middle of the window.
+        kernel_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
+        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        **kwargs: other arguments of `keras.layers.Conv1D`; `use_bias=True`, `groups` above 1 and `channels_first` are
+            refused.
+
+    Input shape: `(batch, steps, channels)`, steps known.
+    Output shape: `(batch, new steps, filters)`.
+
+    Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`, since the
+    certified operator norm is at most 1: wherever the zeros stand, the operator is a block of the circular one. Kernel
+    gradient at most `sqrt(m) * input_bound * gradient_bound`, m the largest number of windows one step is in (at most
+    `ceil(kernel / stride)`), by the proof in `DP_QuickSpectralConv2D`.
+
+    Raises:
+        ValueError: for a bias, groups, an activation without a known constant, a constraint of one's own, or, at build,
+            a sequence of unknown length.
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        padding="valid",
+        *,
+        activation=None,
+        kernel_initializer="orthogonal",
+        **kwargs,
+    ):
+        super().__init__(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            activation=activation,
+            kernel_initializer=kernel_initializer,
+            **kwargs,
+        )
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
+    """2-D convolution of every channel on its own, without bias, 1-Lipschitz on images of the size it is built for.
+
+    Cheap beside a full convolution; a `DP_QuickSpectralConv2D` of kernel size 1 after it mixes the channels. Each
+    channel is projected by its own certificate, so none is held back by another.
+
+    Args:
+        kernel_size, strides, padding, dilation_rate: as in `keras.layers.DepthwiseConv2D`; padding is zeros.
+        depth_multiplier: int >= 1, filters for each channel.
+        activation: None or the name of a 1-Lipschitz activation that is zero at zero (`"relu"`, `"tanh"`, ...).
+        depthwise_initializer: as in Keras.
+        depthwise_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
+        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        **kwargs: other arguments of `keras.layers.DepthwiseConv2D`; `use_bias=True` and `channels_first` are refused.
+
+    Input shape: `(batch, rows, cols, channels)`, rows and cols known.
+    Output shape: `(batch, new rows, new cols, channels * depth_multiplier)`.
+
+    Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`: channels
+    share no input and no output, so the operator norm is the largest of the channels' norms, each certified to be at
+    most 1. Kernel gradient at most `sqrt(m) * input_bound * gradient_bound`, m the largest number of windows one pixel
+    is in: for channel c alone it is at most `sqrt(m) ||x_c|| ||g_c||`, by the proof in `DP_QuickSpectralConv2D`, and
+    `sum_c ||x_c||^2 ||g_c||^2 <= ||x||^2 ||g||^2`. Attained by one channel.
+
+    Raises:
+        TypeError, ValueError: for a bias, an activation without a known constant, a constraint of one's own, a
+            `depth_multiplier` that is no positive integer, or, at build, an image of unknown size.
+
+    References:
+        Howard et al.: MobileNets: Efficient convolutional neural networks for mobile vision applications. 2017.
+    """
+
+    _kernel_argument = "depthwise"
+
+    def __init__(
+        self,
+        kernel_size,
+        strides=(1, 1),
+        padding="valid",
+        depth_multiplier=1,
+        *,
+        activation=None,
+        depthwise_initializer="orthogonal",
+        **kwargs,
+    ):
+        who = f"{type(self).__name__} '{kwargs.get('name') or ''}'"
+        super().__init__(
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            depth_multiplier=_checks.integer(who, "depth_multiplier", depth_multiplier),
+            activation=activation,
+            depthwise_initializer=depthwise_initializer,
+            **kwargs,
+        )
+
+    def _start(self, kernel):
+        return _from_channels(ops.vectorized_map(super()._start, _channels(kernel)))
+
+    def _orthogonalize(self, kernel):
+        # The isometries with one filter are shifts of the image, which leave nothing to learn.
+        if self.depth_multiplier == 1:
+            return kernel
+        return _from_channels(ops.vectorized_map(super()._orthogonalize, _channels(kernel)))
+
+    def _operator_norm_bound(self, kernel):
+        return ops.expand_dims(_linalg.conv_norm_bound(_channels(kernel), self._geometry), axis=-1)
+
+
+def _channels(kernel):
+    """(rows, cols, channels, multiplier) as a batch of full kernels, each with one input channel."""
+    return ops.expand_dims(ops.transpose(kernel, (2, 0, 1, 3)), axis=-2)
+
+
+def _from_channels(kernels):
+    """Inverse of `_channels`."""
+    return ops.transpose(ops.squeeze(kernels, axis=-2), (1, 2, 0, 3))
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_PatchEmbedding(_SpectralConvolution, keras.layers.Conv2D):
+    """Cuts an image into patches and maps each by the same matrix, whose singular values are all 1 or just below.
+
+    The first layer of a vision transformer or an MLP mixer: a convolution whose stride is its kernel. The matrix W,
+    (patch area * channels, filters), is orthogonalised at build and after each update. The layer is an isometry,
+    `||y|| = ||x||`, when `filters >= patch area * channels` and the patches tile the image; with fewer filters it is a
+    co-isometry: it keeps `filters` orthonormal directions of every patch whole, drops the rest, and sends every
+    cotangent back at full norm. Rows and cols left over at the end, where the patch does not divide the image, are
+    ignored.
+
+    Args:
+        filters: int, size of a patch's embedding.
+        patch_size: int or pair, side of a patch.
+        activation: None or the name of a 1-Lipschitz activation that is zero at zero (`"relu"`, `"tanh"`, ...).
+        kernel_initializer, kernel_regularizer: as in Keras.
+        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        **kwargs: other arguments of `keras.layers.Conv2D`; `use_bias=True`, `groups` above 1, `channels_first` and
+            what the patches settle (`strides`, `padding`, `dilation_rate`) are refused.
+
+    Input shape: `(batch, rows, cols, channels)`, rows and cols known.
+    Output shape: `(batch, rows // patch rows, cols // patch cols, filters)`; `DP_Reshape((-1, filters))` makes it a
+    sequence.
+
+    Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`: each
+    pixel is in one patch at most, so the layer is a dense one on patches, of norm `||W|| <= 1` (certified, whether or
+    not W is orthogonal). Kernel gradient at most `input_bound * gradient_bound`: it is the sum over patches of
+    `x_p^T g_p`, of norm at most `sum ||x_p|| ||g_p||`, then Cauchy-Schwarz.
+
+    Raises:
+        TypeError, ValueError: for a bias, groups, strides or padding, an activation without a known constant, a
+            constraint of one's own, or, at build, an image of unknown size or smaller than a patch.
+
+    References:
+        Dosovitskiy et al.: An image is worth 16x16 words: Transformers for image recognition at scale. ICLR 2021.
+    """
+
+    orthogonalization_steps = 15
+
+    def __init__(
+        self,
+        filters,
+        patch_size,
+        *,
+        activation=None,
+        kernel_initializer="orthogonal",
+        **kwargs,
+    ):
+        who = f"{type(self).__name__} '{kwargs.get('name') or ''}'"
+        patch_size = _checks.integers(who, "patch_size", patch_size, length=2)
+        for name in _SETTLED_BY_PATCHES & kwargs.keys():
+            raise ValueError(
+                _checks.message(who, f"no {name}: windows are the patches", f"{name}={kwargs[name]!r}", "Leave it out.")
+            )
+        super().__init__(
+            filters,
+            patch_size,
+            strides=patch_size,
+            activation=activation,
+            kernel_initializer=kernel_initializer,
+            **kwargs,
+        )
+
+    def _orthogonalize(self, kernel):
+        matrix = ops.reshape(kernel, (-1, kernel.shape[-1]))
+        # In single precision the first Gram matrix hides singular values below about 1e-3 of the largest; the first
+        # pass lifts them, the second sees them.
+        for _ in range(2):
+            matrix = _linalg.orthogonalize(matrix, self.orthogonalization_steps)
+        return ops.reshape(matrix, kernel.shape)
+
+    def get_config(self):
+        config = super().get_config()
+        settled = {name: config.pop(name) for name in _SETTLED_BY_PATCHES}
+        return {**config, "patch_size": settled["kernel_size"]}
+
+
+_SETTLED_BY_PATCHES = {"kernel_size", "strides", "padding", "dilation_rate"}

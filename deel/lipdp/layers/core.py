@@ -1,12 +1,20 @@
-"""Entrance and shape layers: the input guard, and maps that only rearrange entries."""
+"""The input guard, maps that only rearrange entries, and functions on the caller's word."""
 
 import keras
 from keras import ops
 
 from deel.lipdp import _checks, _linalg
-from deel.lipdp.layers._base import NonExpansive
+from deel.lipdp.layers._base import DPLayer, NonExpansive
 
-__all__ = ["DP_BoundedInput", "DP_Flatten", "DP_InputLayer", "DP_Reshape"]
+__all__ = [
+    "DP_BoundedInput",
+    "DP_Flatten",
+    "DP_InputLayer",
+    "DP_Lambda",
+    "DP_Permute",
+    "DP_Reshape",
+    "DP_SpaceToDepth",
+]
 
 # Squares of entries must stay finite in float32, with room for a sum over a large image.
 _LARGEST_BOUND = 1e15
@@ -101,3 +109,140 @@ class DP_Reshape(NonExpansive, keras.layers.Reshape):
     Output shape: `(batch, *target_shape)`.
     Bounds: the entries are the same, so are both norms.
     """
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_Permute(NonExpansive, keras.layers.Permute):
+    """Permutes the axes of each example, as `keras.layers.Permute(dims)`; axis 1 is the first after the batch.
+
+    Args:
+        dims: sequence of int, a permutation of 1, 2, ..., one number for each axis but the batch.
+        **kwargs: `name`, `dtype`.
+
+    Input shape: `(batch, ...)`.
+    Output shape: the same sizes in the order of `dims`.
+    Bounds: the entries are the same, so are both norms.
+
+    Raises:
+        TypeError, ValueError: if `dims` is no permutation; 0, the batch, is in none.
+    """
+
+    def __init__(self, dims, **kwargs):
+        who = f"DP_Permute '{kwargs.get('name') or ''}'"
+        dims = _checks.integers(who, "dims", dims)
+        if sorted(dims) != list(range(1, len(dims) + 1)):
+            raise ValueError(
+                _checks.message(
+                    who,
+                    f"dims to be a permutation of {list(range(1, len(dims) + 1))}",
+                    f"dims={dims}",
+                    "Name each axis of one example once; the batch stays where it is.",
+                )
+            )
+        super().__init__(dims, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_SpaceToDepth(NonExpansive, keras.layers.Layer):
+    """Moves each block of pixels into the channels: an image of half the side has four times the channels.
+
+    A downsampling that loses nothing, for use before a convolution or a dense layer over positions.
+
+    Args:
+        block_size: int >= 2, side of a block; rows and cols must be multiples of it.
+        **kwargs: `name`, `dtype`.
+
+    Input shape: `(batch, rows, cols, channels)`, all but the batch known.
+    Output shape: `(batch, rows / block_size, cols / block_size, block_size^2 * channels)`; the channels are ordered by
+        row in the block, then column, then channel.
+    Bounds: the entries are the same, so are both norms.
+
+    Raises:
+        TypeError, ValueError: for a `block_size` out of range, or, at build, an image that blocks do not tile.
+    """
+
+    def __init__(self, block_size, **kwargs):
+        super().__init__(**kwargs)
+        self.block_size = _checks.integer(f"DP_SpaceToDepth '{self.name}'", "block_size", block_size, at_least=2)
+
+    def build(self, input_shape):
+        if len(input_shape) != 4 or None in input_shape[1:] or any(n % self.block_size for n in input_shape[1:3]):
+            raise ValueError(
+                _checks.message(
+                    f"DP_SpaceToDepth '{self.name}'",
+                    f"an input of shape (batch, rows, cols, channels), rows and cols multiples of {self.block_size}",
+                    f"input shape {tuple(input_shape)}",
+                    "Change block_size, or state the input shape of the model.",
+                )
+            )
+
+    def call(self, inputs):
+        side = self.block_size
+        _, rows, cols, channels = self.compute_output_shape(inputs.shape)
+        blocks = ops.reshape(inputs, (-1, rows, side, cols, side, channels // side**2))
+        return ops.reshape(ops.transpose(blocks, (0, 1, 3, 2, 4, 5)), (-1, rows, cols, channels))
+
+    def compute_output_shape(self, input_shape):
+        batch, rows, cols, channels = input_shape
+        side = self.block_size
+        return (batch, rows // side, cols // side, channels * side**2)
+
+    def get_config(self):
+        return {**super().get_config(), "block_size": self.block_size}
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_Lambda(DPLayer, keras.layers.Lambda):
+    """Any function of one example without parameters, **on the caller's word** that it has the constants stated here.
+
+    Nothing in the library can prove them, and a constant too small voids epsilon. The constant holds for the gradient
+    the framework computes too, which may be larger than the function's at kinks and ties (see `DP_GroupSort`), and in
+    training as in inference. `deel.lipdp.testing.search_worst_case` tries to break it: run it in a test of your own.
+
+    Args:
+        function: callable, tensor -> tensor, that never mixes examples. A named one, registered with
+            `keras.saving.register_keras_serializable`, can be saved and loaded; Keras does not load a `lambda` unless
+            told to trust the file.
+        lipschitz_constant: float > 0, `||f(x) - f(x')|| <= lipschitz_constant ||x - x'||` for all x and x', Euclidean
+            norms of one example.
+        norm_at_zero: float >= 0, `||f(0)||` for one example. A constant c added to n entries makes it
+            `|c| sqrt(n)`.
+        output_shape, arguments: as in `keras.layers.Lambda`.
+        **kwargs: `name`, `dtype`.
+
+    Input shape: any.
+    Output shape: that of the function.
+
+    Bounds: Euclidean norms, one example, on the caller's claim. Output at most
+    `lipschitz_constant * input_bound + norm_at_zero`, by the triangle inequality from f(0). Cotangent at most
+    `lipschitz_constant * gradient_bound`: no Jacobian has a larger norm.
+
+    Raises:
+        TypeError: if `function` is not a function, or a constant is missing or no number.
+        ValueError: for a constant out of range.
+    """
+
+    def __init__(self, function, *, lipschitz_constant, norm_at_zero=0.0, **kwargs):
+        who = f"DP_Lambda '{kwargs.get('name') or ''}'"
+        if not callable(function) or isinstance(function, (type, keras.layers.Layer)):
+            raise TypeError(
+                _checks.message(
+                    who,
+                    "a function without parameters",
+                    f"{function!r}",
+                    "Pass a function; a layer has a counterpart in deel.lipdp.layers, or see DP_GNP_Factory.",
+                )
+            )
+        self.lipschitz_constant = _checks.number(who, "lipschitz_constant", lipschitz_constant, above=0.0)
+        self.norm_at_zero = _checks.number(who, "norm_at_zero", norm_at_zero, at_least=0.0)
+        super().__init__(function, **kwargs)
+
+    def propagate_inputs(self, input_bound):
+        return self.lipschitz_constant * input_bound + self.norm_at_zero
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        return self.lipschitz_constant * gradient_bound
+
+    def get_config(self):
+        constants = {"lipschitz_constant": self.lipschitz_constant, "norm_at_zero": self.norm_at_zero}
+        return {**super().get_config(), **constants}
