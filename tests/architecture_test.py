@@ -17,10 +17,11 @@ ROOT = pathlib.Path(deel.lipdp.__file__).parent
 # A module imports from earlier rows, or from earlier in its own row.
 LEVELS = [
     ["_checks", "_reporting", "parameters", "accounting"],
-    ["_scalars", "_linalg", "layers", "losses"],
+    ["_scalars", "_convolution", "_linalg", "layers", "losses"],
     ["bounds", "noise", "privacy"],
     ["_training", "sampling", "ledger", "_private_model", "callbacks", "model", "sensitivity"],
-    ["_datasets", "pipeline", "recipes", "run_folder", "training_run", "testing", "cli", "__main__"],
+    ["_datasets", "pipeline", "recipes", "run_folder", "training_run", "testing"],
+    ["_replacements", "conversion", "cli", "__main__"],
 ]
 ORDER = {name: index for index, name in enumerate(sum(LEVELS, []))}
 
@@ -45,6 +46,7 @@ ESTABLISHED = {
     "sensitivity": "get_max_epochs",
     "accounting": "DPGD_Mechanism calibrate_noise",
     "sampling": "poisson_batches",
+    "conversion": "Conversion ConversionEntry ConversionError ConversionReport conversion_report convert",
 }
 
 MODULES = sorted(

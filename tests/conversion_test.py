@@ -1,6 +1,8 @@
 """Plain Keras models become private ones: trainable, within their bounds, and every change is in the report."""
 
 import collections
+import pathlib
+import re
 import types
 
 import keras
@@ -171,6 +173,8 @@ def test_converted_models_train(name):
     assert all(np.array_equal(a, b) for a, b in zip(before[1], after[1], strict=True))
 
     private = conversion.model
+    # Keras gives functional models a class of their own, below DP_Model.
+    assert isinstance(private, lipdp.DP_Sequential if isinstance(model, keras.Sequential) else lipdp.DP_Model)
     assert private.output_shape == model.output_shape
     named = [entry.layer for entry in conversion.report]
     assert collections.Counter(named) == collections.Counter(
@@ -206,12 +210,6 @@ def test_the_table_of_a_report():
     assert report.refused == ()
 
 
-def test_a_chain_becomes_a_sequential_and_a_graph_a_model():
-    assert type(convert(lenet()).model) is lipdp.DP_Sequential
-    assert type(convert(separable()).model) is lipdp.DP_Sequential
-    assert isinstance(convert(resnet()).model, lipdp.DP_Model)
-
-
 def test_the_function_and_its_module():
     assert isinstance(lipdp.convert, types.FunctionType)
     assert isinstance(lipdp.conversion, types.ModuleType)
@@ -224,6 +222,14 @@ def test_save_and_load(tmp_path):
     x = inside_the_guard((6, 6, 2), 4)
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(x), private(x))
+
+
+def test_the_page_of_the_docs_prints_what_it_says(capsys):
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "converting.md").read_text(encoding="utf-8")
+    code, table = (re.search(rf"```{language}\n(.*?)```", page, re.DOTALL).group(1) for language in ("python", "text"))
+    keras.backend.clear_session()  # so that names of layers have no numbers
+    exec(compile(code, "converting.md", "exec"), {})
+    assert table in capsys.readouterr().out
 
 
 @pytest.mark.full
@@ -366,6 +372,34 @@ def test_replacements(row):
         assert norms.max() <= bounds[conversion.model.layer_calls()[-1].outputs[0]] * (1 + 1e-5)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [K.Rescaling([0.1, 2.0]), K.Rescaling([0.1, -2.0], [1.0, 0.5]), K.ELU(2.0), K.ELU(-2.0)],
+    ids=lambda layer: layer.name,
+)
+def test_constants_of_layers_with_arguments(layer):
+    new = convert(functional((3, 2), layer)).model.layers[-1]
+    assert search_worst_case(new, (3, 2), restarts=2, steps=5).violations() == []
+
+
+@pytest.mark.parametrize(
+    "layer, split, axes",
+    [
+        (K.LayerNormalization(), (6, 6, 4), 3),
+        (K.LayerNormalization(axis=(1, 3)), (6, 6, 4), (1, 3)),
+        (K.GroupNormalization(2), (6, 6, 2, 2), (1, 2, 4)),
+        (K.GroupNormalization(1), (6, 6, 1, 4), (1, 2, 4)),
+        (K.GroupNormalization(-1), (6, 6, 4, 1), (1, 2, 4)),
+    ],
+)
+def test_centring_is_over_the_axes_of_the_source(layer, split, axes):
+    x = inside_the_guard(IMAGE, 3)
+    x += np.abs(x).mean()
+    parts = x.reshape(3, *split)
+    expected = (parts - parts.mean(axes, keepdims=True)).reshape(x.shape)
+    np.testing.assert_allclose(convert(functional(IMAGE, layer), upper_bound=100.0).model(x), expected, **CLOSE)
+
+
 @pytest.mark.parametrize("name", _replacements._KNOWN_SLOPES)
 def test_constants_of_activations(name):
     slope, at_zero = _replacements._KNOWN_SLOPES[name]
@@ -462,10 +496,9 @@ def test_refused_layers(layer_class):
     reason = _replacements.REFUSED[layer_class]
     [words] = [words for name, words in _WORDS.items() if _replacements.REFUSED[getattr(K, name)] == reason]
 
-    # As the only layer of a model that was never built: the layers have inputs of every kind and number.
-    walk_input = types.SimpleNamespace(layer=layer)
+    # The class alone decides; the inputs that these layers take are of every kind and number.
     with pytest.raises(_replacements.Refusal, match=words):
-        _replacements.replacement_for(walk_input)
+        _replacements.replacement_for(types.SimpleNamespace(layer=layer))
 
 
 def pair(merge):
@@ -555,6 +588,8 @@ def test_what_does_not_fit():
         convert(lenet(), (12, 12, 3))
     with pytest.raises(ValueError, match="input shape that is known"):
         conversion_report(functional((None, 3), lambda x: K.Conv1D(2, 3)(x)))
+    with pytest.raises(ValueError, match="known input shape.*never built"):
+        conversion_report(keras.Sequential([K.Dense(2)]))
     with pytest.raises(ValueError, match="activation to be one of 'keep', 'group_sort', 'abs'"):
         convert(lenet(), activation="relu")
     with pytest.raises(ValueError, match="bias to be one of 'keep', 'drop'"):

@@ -12,6 +12,8 @@ import math
 import numpy as np
 from keras import ops
 
+from deel.lipdp._convolution import kernel_gradient_factor, window_count
+
 __all__ = [
     "ConvGeometry",
     "centred_convolution",
@@ -22,7 +24,6 @@ __all__ = [
     "orthogonalize_convolution",
     "project_on_ball",
     "unit_scale",
-    "window_count",
 ]
 
 _EPS = {name: float(np.finfo(name).eps) for name in ("float32", "float64")}
@@ -160,33 +161,6 @@ def orthogonalize(matrix, steps):
     return ops.matmul(matrix, product)
 
 
-def window_count(size, kernel_size, stride=1, padding="valid", dilation=1):
-    """Largest number of windows that one entry is in, along one axis.
-
-    Counted, not bounded by `ceil(kernel_size / stride)`, so small images get their true number.
-
-    Args:
-        size: int, length of the axis.
-        kernel_size, stride, dilation: int.
-        padding: `"valid"`, `"same"` (zeros, as Keras places them) or `"causal"` (zeros before the first entry only).
-
-    Returns:
-        int, at least 1 where any window exists.
-    """
-    extent = (kernel_size - 1) * dilation + 1
-    num_windows, before = -(-size // stride), 0
-    if padding == "same":
-        before = max((num_windows - 1) * stride + extent - size, 0) // 2
-    elif padding == "causal":
-        before = extent - 1
-    else:
-        num_windows = (size - extent) // stride + 1
-    starts = np.arange(num_windows) * stride - before
-    positions = (starts[:, None] + np.arange(kernel_size)[None, :] * dilation).ravel()
-    inside = positions[(positions >= 0) & (positions < size)]
-    return int(np.bincount(inside, minlength=1).max()) if inside.size else 0
-
-
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
     """Where a convolution with zero padding is applied: what its operator norm depends on beside the kernel.
@@ -205,8 +179,16 @@ class ConvGeometry:
     @functools.cached_property
     def window_count(self):
         """int, the largest number of windows that one pixel is in."""
+        return math.prod(window_count(*axis) for axis in self._axes())
+
+    @functools.cached_property
+    def kernel_gradient_factor(self):
+        """float, largest norm of the kernel's gradient when input and cotangent have norm 1, certified."""
+        return math.prod(kernel_gradient_factor(*axis) for axis in self._axes())
+
+    def _axes(self):
         axes = zip(self.image_size, self.kernel_size, self.strides, self.dilations, strict=True)
-        return math.prod(window_count(n, k, s, self.padding, d) for n, k, s, d in axes)
+        return [(n, k, s, self.padding, d) for n, k, s, d in axes]
 
     @functools.cached_property
     def frequencies(self):

@@ -71,7 +71,7 @@ def affine(inputs, scale, offset):
 # -- activations ---------------------------------------------------------------------------------------------------
 
 # Name -> (largest slope, value at 0) of Keras's functions with their default arguments; applied entry by entry. The
-# slope is that of the gradient TensorFlow computes: celu has none here, whose gradient at 0, where images are black, is 2.
+# slope is that of the gradient TensorFlow computes: celu is not here, since its own comes out as 2 at 0 (black images).
 _KNOWN_SLOPES = {
     "elu": (1.0, 0.0),
     "gelu": (1.129, 0.0),  # 1.12890 at sqrt(2)

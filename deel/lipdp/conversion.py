@@ -13,7 +13,7 @@ from deel.lipdp.model import DP_Model, DP_Sequential
 
 __all__ = ["Conversion", "ConversionEntry", "ConversionError", "ConversionReport", "conversion_report", "convert"]
 
-_NOTE_WIDTH = 72
+_NOTE_WIDTH = 56
 
 # The largest that DP_BoundedInput takes: a report has no data to bound.
 _ANY_BOUND = 1e15
@@ -172,9 +172,7 @@ def conversion_report(model, *, input_shape=None, activation="keep", bias="keep"
     Raises:
         TypeError, ValueError: as `convert`, but for layers.
     """
-    if input_shape is None:
-        input_shape = getattr(model, "input_shape", (None,))[1:]
-    return _Walk(model, tuple(input_shape), _ANY_BOUND, activation, bias, transfer_weights=False).report
+    return _Walk(model, input_shape, _ANY_BOUND, activation, bias, transfer_weights=False).report
 
 
 # -- the graph of the source ---------------------------------------------------------------------------------------
@@ -226,10 +224,19 @@ def _calls(graph, names, prefix=""):
 
 
 def _source_graph(model, input_shape):
-    """The graph of the model, and whether it has weights of its own."""
+    """The graph of the model, the shape of one example, and whether the model has weights of its own."""
     who = f"{type(model).__name__} '{getattr(model, 'name', '')}'"
     has_weights = True
     if isinstance(model, keras.Sequential) and not model.built:
+        if input_shape is None:
+            raise ValueError(
+                _checks.message(
+                    who,
+                    "a known input shape",
+                    "a model that was never built",
+                    "Pass input_shape, or put keras.Input first.",
+                )
+            )
         model = type(model).from_config(model.get_config())
         model.build((None, *input_shape))
         has_weights = False
@@ -253,17 +260,18 @@ def _source_graph(model, input_shape):
             )
         )
     stated = tuple(graph.inputs[0].shape)[1:]
+    input_shape = stated if input_shape is None else tuple(input_shape)
     fits = len(stated) == len(input_shape) and all(a in (None, b) for a, b in zip(stated, input_shape, strict=True))
     if not fits or None in input_shape:
         raise ValueError(
             _checks.message(
                 who,
                 f"an input shape that is known and fits the model's, {stated}",
-                f"{tuple(input_shape)}",
+                f"{input_shape}",
                 "State the shape of one example: norms are certified for one.",
             )
         )
-    return graph, has_weights
+    return graph, input_shape, has_weights
 
 
 class _Walk:
@@ -276,9 +284,9 @@ class _Walk:
         who = "convert"
         _checks.choice(who, "activation", activation, _replacements.ACTIVATION_POLICIES)
         _checks.choice(who, "bias", bias, _replacements.BIAS_POLICIES)
+        graph, input_shape, has_weights = _source_graph(model, input_shape)
         guard = DP_BoundedInput(upper_bound, input_shape=input_shape)
         self._options = {"activation": activation, "bias": bias, "upper_bound": guard.upper_bound}
-        graph, has_weights = _source_graph(model, input_shape)
         self._transfer = transfer_weights and has_weights
         source, target = graph.inputs[0], graph.outputs[0]
         names = {id(source): object()}

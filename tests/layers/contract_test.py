@@ -1,4 +1,4 @@
-"""The contract of every layer in `layer_cases.CASES`: what `check_dp_layer` asks, a reference in NumPy, bad arguments."""
+"""The contract of every layer in `layer_cases.CASES`: the checker, a reference in NumPy, bad arguments."""
 
 import inspect
 import math

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from layer_cases import conv_operator, windows
 
-from deel.lipdp import _linalg, layers
+from deel.lipdp import _convolution, _linalg, layers
 
 # NumPy's singular values are exact to about n * 2e-16 relative; the certificate claims an upper bound beyond that.
 SVD_ERROR = 1e-13
@@ -256,13 +256,13 @@ def test_conv_bound_is_homogeneous_and_zero_at_zero(scale):
 def test_window_count_against_counting(padding):
     for n, k, s, d in itertools.product(range(1, 10), range(1, 6), range(1, 5), (1, 2, 3)):
         if padding == "valid" and (k - 1) * d + 1 > n:
-            assert _linalg.window_count(n, k, s, padding, d) == 0
+            assert _convolution.window_count(n, k, s, padding, d) == 0
             continue
         counts = np.zeros(n, int)
         for _, pairs in windows((n,), (k,), (s,), padding, (d,)):
             for _, pixel in pairs:
                 counts[pixel] += 1
-        found = _linalg.window_count(n, k, s, padding, d)
+        found = _convolution.window_count(n, k, s, padding, d)
         assert found == counts.max()
         assert found <= math.ceil(k * math.gcd(d, s) / s)
 
@@ -414,3 +414,51 @@ def test_examples_are_projected_one_by_one():
     together = _linalg.project_on_ball(tf.constant(batch), 1.0).numpy()
     alone = [_linalg.project_on_ball(tf.constant(edge(name)), 1.0).numpy()[0] for name in EDGES]
     np.testing.assert_array_equal(together, alone)
+
+
+def largest_kernel_gradient(axes, seed):
+    """Norm of the kernel's gradient for unit input and cotangent, found by improving each of the three in turn."""
+    # t[offset, window, pixel], flattened over the axes: one channel is enough for the supremum.
+    t = np.ones((1, 1, 1))
+    for size, *window in axes:
+        positions = _convolution.window_positions(size, *window)
+        t = np.kron(t, (positions[:, :, None] == np.arange(size)).astype("float64"))
+    rng = np.random.default_rng(seed)
+    x, g = (np.abs(rng.normal(size=n)) for n in t.shape[:0:-1])
+    for _ in range(400):
+        kernel = t @ x @ g
+        g = kernel @ (t @ x) / np.linalg.norm(kernel @ (t @ x))
+        x = np.einsum("oia,o,i->a", t, kernel, g)
+        x /= np.linalg.norm(x)
+    return np.linalg.norm(t @ x @ g)
+
+
+AXES = [
+    [(8, 3, 1, "same", 1)],
+    [(2, 3, 1, "same", 1)],
+    [(9, 3, 2, "valid", 1)],
+    [(9, 3, 1, "valid", 2)],
+    [(14, 3, 1, "causal", 4)],
+    [(11, 5, 2, "same", 1)],
+    [(6, 4, 1, "causal", 1)],
+    [(3, 5, 1, "same", 1)],
+    [(4, 3, 1, "same", 1), (4, 3, 1, "same", 1)],
+    [(5, 3, 2, "same", 1), (6, 2, 1, "valid", 1)],
+    [(3, 2, 1, "same", 1), (4, 3, 1, "valid", 1), (3, 3, 1, "same", 1)],
+]
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+def test_kernel_gradient_factor_is_above_and_near_the_largest_found(axes):
+    factor = np.prod([_convolution.kernel_gradient_factor(*axis) for axis in axes])
+    found = max(largest_kernel_gradient(axes, seed) for seed in range(3))
+    assert 0.93 ** len(axes) * factor < found <= factor * (1 + 1e-9)
+    assert factor <= math.sqrt(np.prod([_convolution.window_count(*axis) for axis in axes])) * (1 + 1e-9)
+
+
+def test_kernel_gradient_factor_where_it_is_known():
+    assert _convolution.kernel_gradient_factor(8, 4, 4) == 1.0  # windows that do not overlap
+    assert _convolution.kernel_gradient_factor(2, 3) == 0.0  # no window
+    assert _convolution.kernel_gradient_factor(1000, 3) == math.sqrt(3.0)  # counted only, for a long axis
+    # Two windows on two pixels, all three offsets: found and bound are sqrt(1.5).
+    assert _convolution.kernel_gradient_factor(2, 3, 1, "same") == pytest.approx(math.sqrt(1.5), rel=1e-3)

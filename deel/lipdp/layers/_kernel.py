@@ -144,14 +144,6 @@ class SpectralKernel(DPLayer):
         super().build(input_shape)
         self.kernel.assign(self.project(self.kernel))
 
-    def load_own_variables(self, store):
-        super().load_own_variables(store)
-        self.kernel.assign(self.kernel.constraint.restore(self.kernel))
-
-    def set_weights(self, weights):
-        super().set_weights(weights)
-        self.kernel.assign(self.kernel.constraint.restore(self.kernel))
-
     def propagate_inputs(self, input_bound):
         return input_bound
 

@@ -1,7 +1,5 @@
 """Convolutions whose operator norm, on the inputs they are built for, is certified to be at most 1."""
 
-import math
-
 import keras
 from keras import ops
 
@@ -70,7 +68,7 @@ class _SpectralConvolution(SpectralKernel):
         return _linalg.conv_norm_bound(kernel, self._geometry)
 
     def backpropagate_params(self, input_bound, gradient_bound):
-        return math.sqrt(self._geometry.window_count) * input_bound * gradient_bound
+        return self._geometry.kernel_gradient_factor * input_bound * gradient_bound
 
 
 class _OrthogonalConvolution(_SpectralConvolution):
@@ -78,6 +76,9 @@ class _OrthogonalConvolution(_SpectralConvolution):
 
     (A matrix that is orthogonal on windows is far from one on images when pixels are in several windows.)
     """
+
+    #: From the start that `"orthogonal"` stands for, singular values are then within 10 % of each other.
+    _steps_at_build = 30
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -88,7 +89,7 @@ class _OrthogonalConvolution(_SpectralConvolution):
         """The initialiser's kernel, moved to an isometry as far as it goes."""
         if isinstance(getattr(self, f"{self._kernel_argument}_initializer"), keras.initializers.Orthogonal):
             kernel = _linalg.centred_convolution(kernel, self._geometry)
-        return _linalg.orthogonalize_convolution(kernel, self._geometry.strides, _STEPS_AT_BUILD)
+        return _linalg.orthogonalize_convolution(kernel, self._geometry.strides, self._steps_at_build)
 
     def _windows_overlap(self):
         return any(k > s for k, s in zip(self._geometry.kernel_size, self._geometry.strides, strict=True))
@@ -97,10 +98,6 @@ class _OrthogonalConvolution(_SpectralConvolution):
         if not self._windows_overlap():
             return super()._orthogonalize(kernel)
         return _linalg.orthogonalize_convolution(kernel, self._geometry.strides, self.orthogonalization_steps)
-
-
-# From the start that `"orthogonal"` stands for, singular values are then within 10 % of each other.
-_STEPS_AT_BUILD = 30
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -121,11 +118,12 @@ class DP_QuickSpectralConv2D(_OrthogonalConvolution, keras.layers.Conv2D):
     Output shape: `(batch, new rows, new cols, filters)`.
 
     Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`, since the
-    certified operator norm is at most 1. Kernel gradient at most `sqrt(m) * input_bound * gradient_bound`, m the
-    largest number of windows one pixel is in (at most the product of `ceil(kernel / stride)` over the axes): the
-    gradient at kernel offset p is `sum_i x_(is+p)^T g_i`, of squared norm at most `(sum_i ||x_(is+p)||^2) ||g||^2`,
-    and summed over p each pixel is counted m times at most. Assumes zero padding; reflection repeats values and breaks
-    it.
+    certified operator norm is at most 1. Kernel gradient at most `f * input_bound * gradient_bound`, f at most
+    `sqrt(m)`, m the largest number of windows one pixel is in (at most the product of `ceil(kernel / stride)` over the
+    axes): the gradient at kernel offset p is `sum_i x_(is+p)^T g_i`, of squared norm at most
+    `(sum_i ||x_(is+p)||^2) ||g||^2`, and summed over p each pixel is counted m times at most. Borders make f less than
+    that, on small images by a good part: `_convolution.kernel_gradient_factor` has the certificate and its proof.
+    Assumes zero padding; reflection repeats values and breaks it.
 
     Raises:
         ValueError: for a bias, groups, an activation without a known constant, a constraint of one's own, or, at build,
@@ -184,8 +182,8 @@ class DP_Conv1D(_OrthogonalConvolution, keras.layers.Conv1D):
 
     Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`, since the
     certified operator norm is at most 1: wherever the zeros stand, the operator is a block of the circular one. Kernel
-    gradient at most `sqrt(m) * input_bound * gradient_bound`, m the largest number of windows one step is in (at most
-    `ceil(kernel / stride)`), by the proof in `DP_QuickSpectralConv2D`.
+    gradient at most `f * input_bound * gradient_bound`, f at most the root of the largest number of windows one step is
+    in (at most `ceil(kernel / stride)`), by the proof in `DP_QuickSpectralConv2D`.
 
     Raises:
         ValueError: for a bias, groups, an activation without a known constant, a constraint of one's own, or, at build,
@@ -219,13 +217,16 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
     """2-D convolution of every channel on its own, without bias, 1-Lipschitz on images of the size it is built for.
 
     Cheap beside a full convolution; a `DP_QuickSpectralConv2D` of kernel size 1 after it mixes the channels. Each
-    channel is projected by its own certificate, so none is held back by another.
+    channel is projected by its own certificate, so none is held back by another. With a `depth_multiplier` above 1 the
+    filters of a channel are kept close to an isometry together; a single filter is only divided by its certificate,
+    since its isometries are the shifts of an image: smoothing loses norm, and has to be allowed to.
 
     Args:
         kernel_size, strides, padding, dilation_rate: as in `keras.layers.DepthwiseConv2D`; padding is zeros.
         depth_multiplier: int >= 1, filters for each channel.
         activation: None or the name of a 1-Lipschitz activation that is zero at zero (`"relu"`, `"tanh"`, ...).
-        depthwise_initializer: as in Keras.
+        depthwise_initializer: as in Keras; `"orthogonal"` starts close to an isometry of images, with most of its
+            weight in the middle of the window, and others are moved towards one.
         depthwise_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
         nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
         **kwargs: other arguments of `keras.layers.DepthwiseConv2D`; `use_bias=True` and `channels_first` are refused.
@@ -235,8 +236,8 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
 
     Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`: channels
     share no input and no output, so the operator norm is the largest of the channels' norms, each certified to be at
-    most 1. Kernel gradient at most `sqrt(m) * input_bound * gradient_bound`, m the largest number of windows one pixel
-    is in: for channel c alone it is at most `sqrt(m) ||x_c|| ||g_c||`, by the proof in `DP_QuickSpectralConv2D`, and
+    most 1. Kernel gradient at most `f * input_bound * gradient_bound`, f as for `DP_QuickSpectralConv2D`: for channel c
+    alone it is at most `f ||x_c|| ||g_c||`, and
     `sum_c ||x_c||^2 ||g_c||^2 <= ||x||^2 ||g||^2`. Attained by one channel.
 
     Raises:
@@ -248,6 +249,8 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
     """
 
     _kernel_argument = "depthwise"
+    #: Nearly as good as 30 for kernels this small, and mapping more over the channels makes building slow.
+    _steps_at_build = 3
 
     def __init__(
         self,
@@ -275,7 +278,7 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
         return _from_channels(ops.vectorized_map(super()._start, _channels(kernel)))
 
     def _orthogonalize(self, kernel):
-        # The isometries with one filter are shifts of the image, which leave nothing to learn.
+        # The isometries with one filter are the shifts of an image.
         if self.depth_multiplier == 1:
             return kernel
         return _from_channels(ops.vectorized_map(super()._orthogonalize, _channels(kernel)))
@@ -296,20 +299,21 @@ def _from_channels(kernels):
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_PatchEmbedding(_SpectralConvolution, keras.layers.Conv2D):
-    """Cuts an image into patches and maps each by the same matrix, whose singular values are all 1 or just below.
+    """Cuts an image into patches and maps each by the same matrix, whose singular values are 1 to within 1e-4.
 
     The first layer of a vision transformer or an MLP mixer: a convolution whose stride is its kernel. The matrix W,
     (patch area * channels, filters), is orthogonalised at build and after each update. The layer is an isometry,
     `||y|| = ||x||`, when `filters >= patch area * channels` and the patches tile the image; with fewer filters it is a
     co-isometry: it keeps `filters` orthonormal directions of every patch whole, drops the rest, and sends every
-    cotangent back at full norm. Rows and cols left over at the end, where the patch does not divide the image, are
-    ignored.
+    cotangent back at full norm. (Directions in which an update leaves less than about 1e-4 of the largest singular
+    value stay short.) Rows and cols left over at the end, where the patch does not divide the image, are ignored.
 
     Args:
         filters: int, size of a patch's embedding.
         patch_size: int or pair, side of a patch.
         activation: None or the name of a 1-Lipschitz activation that is zero at zero (`"relu"`, `"tanh"`, ...).
-        kernel_initializer, kernel_regularizer: as in Keras.
+        kernel_initializer: as in Keras; all directions have to be in it.
+        kernel_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
         nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
         **kwargs: other arguments of `keras.layers.Conv2D`; `use_bias=True`, `groups` above 1, `channels_first` and
             what the patches settle (`strides`, `padding`, `dilation_rate`) are refused.

@@ -6,13 +6,13 @@ It can show that a bound is false; it cannot prove one. The proof belongs into t
 import dataclasses
 import math
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from deel.lipdp.testing._starts import admissible_weights, projection, start_pairs
 from deel.lipdp.testing._subject import Subject, norms
 
-__all__ = ["ROUNDING_TOLERANCE", "Search", "WorstCase", "projection", "search_worst_case"]
+__all__ = ["ROUNDING_TOLERANCE", "Search", "WorstCase", "search_worst_case"]
 
 # A ratio above 1 by no more than this is rounding: a sum of n products in single precision is off by at most n * 6e-8
 # relative to the products' norms, in practice by sqrt(n) * 6e-8, and the layers searched sum fewer than 10,000.
@@ -274,7 +274,7 @@ class Search:
         return np.isfinite(again).all() and (abs(again - norms_there) <= _CONVERGED * norms_there).all()
 
     def _starts(self, chosen):
-        pairs = list(_pairs(self._subject, self._rng, self._restarts))[chosen]
+        pairs = list(start_pairs(self._subject, self._rng, self._restarts))[chosen]
         return self._tensors(*(tuple(map(np.stack, zip(*arrays, strict=True))) for arrays in zip(*pairs, strict=True)))
 
     def _tensors(self, xs, gs):
@@ -298,7 +298,7 @@ class Search:
         starts = [tuple(tf.constant(z[:, None]) for z in zs) for zs in (xs, gs)]
         sizes = tf.ones([len(xs[0])], "float64")
         found = {goal: self._improve(goal, *starts, sizes)[0].numpy() for goal in self._goals}
-        columns = (np.stack([norms(z) for z in zs], axis=1) for zs in (xs, gs))
+        columns = (np.stack([norms(z) for z in zs], axis=1).tolist() for zs in (xs, gs))
         for i, (x, g) in enumerate(zip(*columns, strict=True)):
             for goal, bound in self._bounds(x, g).items():
                 # What underflows in single precision is off by one denormal for each entry.
@@ -313,7 +313,7 @@ class Search:
         if variable is None:
             return self.at_current_weights()
         best = {}
-        for i, value in enumerate(_admissible(variable, self._rng, self._restarts)):
+        for i, value in enumerate(admissible_weights(variable, self._rng, self._restarts)):
             variable.assign(value)
             # The layer's own weights from every start, the others from every other one.
             for goal, (found, start) in self._over_starts(slice(i % 2, None, 2) if i else slice(None)):
@@ -365,73 +365,3 @@ def _moved_one(old, slope, radius, size):
     near = tf.cast(old, "float64") + size * step
     near *= radius / tf.maximum(tf.sqrt(tf.reduce_sum(near**2)), radius)
     return tf.where(usable, tf.cast(tf.where(size >= _POWER_STEP, step, near), old.dtype), old)
-
-
-def projection(variable):
-    """What brings a value into the set of the values that a variable may hold."""
-    project = variable.constraint or (lambda value: value)
-    return lambda value: project(keras.ops.convert_to_tensor(value, variable.dtype))
-
-
-def _admissible(variable, rng, restarts):
-    """Values the variable may hold: its own, then extremal and random ones, through the variable's constraint."""
-    shape = tuple(variable.shape)
-    own = variable.numpy()
-    raw = [np.ones(shape), 1e-12 * np.ones(shape)]
-    raw += [(1e3 if i % 2 else math.prod(shape) ** -0.5) * rng.normal(size=shape) for i in range(max(restarts, 2))]
-    if len(shape) >= 2:
-        raw.append(np.asarray(keras.initializers.Orthogonal(seed=int(rng.integers(2**31)))(shape)))
-        raw.append(rng.normal(size=(*shape[:-1], 1)) * rng.normal(size=shape[-1]))
-    if len(shape) >= 3:
-        tap = np.zeros(shape)
-        centre = tuple(side // 2 for side in shape[:-2])
-        tap[centre] = np.linalg.qr(rng.normal(size=(max(shape[-2:]),) * 2))[0][: shape[-2], : shape[-1]]
-        raw.append(tap)
-    return [own, *map(projection(variable), raw)]
-
-
-def _extremal(shape, rng):
-    """Arrays for which bounds are known to be attained or lost."""
-    delta, first, one_channel = (np.zeros(shape) for _ in range(3))
-    delta[tuple(side // 2 for side in shape)] = 1.0
-    first[(0,) * len(shape)] = 1.0
-    one_channel[..., 0] = 1.0
-    yield from (np.ones(shape), delta, first, one_channel)
-    for period in (2, 3):
-        # Pixels at a distance of the stride from each other: those that are in the most windows.
-        lattice = np.zeros(shape)
-        lattice[tuple(slice(int(rng.integers(period)) % side, None, period) for side in shape[:-1])] = 1.0
-        yield lattice
-
-
-def _most_covered(subject, xs, gs):
-    """In each input, the single entry whose cotangent is the largest when all inputs and all cotangents are equal."""
-    _, cotangents, _ = subject.gradients(*(tuple(np.float32(z) for z in zs) for zs in (xs, gs)))
-    for cotangent in cotangents:
-        flat = np.zeros(cotangent.size)
-        flat[int(np.argmax(np.abs(cotangent)))] = 1.0
-        yield flat.reshape(cotangent.shape)
-
-
-def _pairs(subject, rng, restarts):
-    """Starts `(xs, gs)`, tuples of arrays of norm 1 or less, with the batch axis."""
-    inputs, outputs = subject.input_shapes, subject.output_shapes
-
-    def unit(arrays):
-        return tuple(array[None] / np.linalg.norm(array) for array in arrays)
-
-    def normal(shapes):
-        return unit(rng.normal(size=shape) for shape in shapes)
-
-    def extremal(shapes):
-        return map(unit, zip(*(_extremal(shape, rng) for shape in shapes), strict=True))
-
-    ones, flat = (unit(map(np.ones, shapes)) for shapes in (inputs, outputs))
-    for x, g in zip(extremal(inputs), extremal(outputs), strict=True):
-        yield x, g
-        yield x, normal(outputs)
-    yield tuple(_most_covered(subject, ones, flat)), flat
-    for scale in (0.0, 1e-22, 1e-15, 1e-3):
-        yield tuple(scale * one for one in ones), normal(outputs)
-    for _ in range(restarts):
-        yield normal(inputs), normal(outputs)
