@@ -17,11 +17,11 @@ ROOT = pathlib.Path(deel.lipdp.__file__).parent
 # A module imports from earlier rows, or from earlier in its own row.
 LEVELS = [
     ["_checks", "_reporting", "parameters", "accounting"],
-    ["_scalars", "_convolution", "_linalg", "layers", "losses"],
+    ["_scalars", "_convolution", "_linalg", "layers", "losses", "_replacements"],
     ["bounds", "noise", "privacy"],
     ["_training", "sampling", "ledger", "_private_model", "callbacks", "model", "sensitivity"],
     ["_datasets", "pipeline", "recipes", "run_folder", "training_run", "testing"],
-    ["_replacements", "conversion", "cli", "__main__"],
+    ["conversion", "cli", "__main__"],
 ]
 ORDER = {name: index for index, name in enumerate(sum(LEVELS, []))}
 

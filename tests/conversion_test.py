@@ -3,6 +3,8 @@
 import collections
 import pathlib
 import re
+import subprocess
+import sys
 import types
 
 import keras
@@ -762,3 +764,12 @@ def test_a_private_model_can_be_converted_too():
     assert {entry.note for entry in again.report[2:]} == {"kept", "weights copied, then projected; kept"}
     x = inside_the_guard((12, 12, 1), 3)
     np.testing.assert_allclose(again.model(x), private(x), **CLOSE)
+
+
+def test_a_converted_model_loads_in_a_new_process(tmp_path):
+    """After `import deel.lipdp.model` alone, as the README says."""
+    plain = keras.Sequential([keras.Input((4, 4, 1)), K.Rescaling(0.5), K.Flatten(), K.Dense(NUM_CLASSES)])
+    convert(plain).model.save(tmp_path / "model.keras")
+    code = f"import deel.lipdp.model, keras; keras.models.load_model({str(tmp_path / 'model.keras')!r})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

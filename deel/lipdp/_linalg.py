@@ -128,28 +128,28 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"
 
 
 def orthogonalize(matrix, steps):
-    """Moves the singular values of a matrix towards 1 by Newton-Schulz steps.
+    """Moves the singular values of a matrix, or of each of a batch, towards 1 by Newton-Schulz steps.
 
     Each step maps a singular value s in (0, 1] to `s (3 - s^2) / 2`. The steps act on the Gram matrix of the smaller
     side; the matrix itself is multiplied once, at the end. What comes out is **not** certified to have norm 1.
 
     Args:
-        matrix: tensor (m, n).
+        matrix: tensor (..., m, n).
         steps: int >= 0.
 
     Returns:
-        Tensor (m, n), of the same dtype.
+        Tensor (..., m, n), of the same dtype.
     """
-    if matrix.shape[0] < matrix.shape[1]:
-        return ops.transpose(orthogonalize(ops.transpose(matrix), steps))
-    side = matrix.shape[1]
+    if matrix.shape[-2] < matrix.shape[-1]:
+        return ops.swapaxes(orthogonalize(ops.swapaxes(matrix, -2, -1), steps), -2, -1)
+    side = matrix.shape[-1]
     identity = ops.eye(side, dtype=matrix.dtype)
     # The result does not depend on the scale, but squares of very large or small entries do not fit single precision.
-    largest = ops.max(ops.abs(matrix))
+    largest = ops.max(ops.abs(matrix), axis=(-2, -1), keepdims=True)
     matrix = matrix / ops.where(largest > 0, largest, ops.ones_like(largest))
-    gram = ops.matmul(ops.transpose(matrix), matrix)
+    gram = ops.matmul(ops.swapaxes(matrix, -2, -1), matrix)
     # Norm 1 at most before the first step: beyond sqrt(3) the iteration diverges.
-    mean = ops.sum(gram * identity) / side
+    mean = ops.sum(gram * identity, axis=(-2, -1), keepdims=True) / side
     scale = mean + _hermitian_norm_bound(gram - mean * identity, None, 2)
     scale = ops.where(scale > 0, scale, ops.ones_like(scale))
     gram = gram / scale

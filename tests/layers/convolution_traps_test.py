@@ -43,7 +43,7 @@ def test_one_axis_has_the_root_of_its_stride(strides, wrong):
     assert bound * math.sqrt(strides) / wrong < truth <= bound < 1.01 * truth
 
 
-class SequenceOfOneAxisTooMany(layers.DP_Conv1D):
+class OneWindow(layers.DP_Conv1D):
     """Every step in one window only."""
 
     def backpropagate_params(self, input_bound, gradient_bound):
@@ -52,7 +52,7 @@ class SequenceOfOneAxisTooMany(layers.DP_Conv1D):
 
 @pytest.mark.parametrize("padding", ["valid", "same", "causal"])
 def test_a_step_is_in_as_many_windows_as_the_kernel_has_taps(padding):
-    wrong = search(SequenceOfOneAxisTooMany(2, 3, padding=padding), (40, 1))
+    wrong = search(OneWindow(2, 3, padding=padding), (40, 1))
     assert wrong.violations() == ["parameter_gradient"]
     assert wrong.parameter_gradient == pytest.approx(math.sqrt(3.0), rel=0.02)
 
@@ -76,7 +76,7 @@ def test_strides_and_dilation_together():
             make(2, 3, strides=2, dilation_rate=2)
     # Windows start at even pixels and reach even ones: 3 x 3 of them, not ceil(3 / 2)^2.
     layer = built(layers.DP_DepthwiseConv2D(3, strides=2, dilation_rate=2, padding="same"), (13, 13, 1))
-    assert layer.backpropagate_params(1.0, 1.0) == pytest.approx(3.0)
+    assert layer._geometry.window_count == 9
     assert np.linalg.norm(layer_operator(layer, (13, 13)), 2) <= 1.0
 
     class TwoWindows(layers.DP_DepthwiseConv2D):
@@ -122,8 +122,6 @@ def test_no_channel_is_held_back_by_another(size, strides, depth_multiplier):
         norm = np.linalg.norm(conv_operator(alone, size, (strides,) * 2, "same"), 2)
         # The certificate embeds the image in a larger circle; a third or less is lost on images this small.
         assert 0.67 < norm <= 1.0
-    # What a full convolution's reshaped kernel would allow.
-    assert np.linalg.norm(kernel.reshape(-1, depth_multiplier), 2) > 1.0 / 9.0
 
 
 @pytest.mark.parametrize("depth_multiplier", [1, 4])

@@ -69,9 +69,15 @@ def test_foreign_loss_equals_plain_keras_where_the_clip_does_not_bind():
 def test_partial_batch_is_divided_by_the_declared_batch_size():
     x, y = data(9)
     private = model(n=9, noise_multiplier=0.0, optimizer=RecordingSGD(0.0))
-    full = summed_gradients(private, x[:8], y[:8])
-    single = summed_gradients(private, x[8:], y[8:])
-    both = [summed_gradients(private, x[i : i + 1], y[i : i + 1]) for i in range(8)]
+    start = private.get_weights()
+
+    def from_start(*batch):
+        private.set_weights(start)  # each step projects the weights a little further
+        return summed_gradients(private, *batch)
+
+    full = from_start(x[:8], y[:8])
+    single = from_start(x[8:], y[8:])
+    both = [from_start(x[i : i + 1], y[i : i + 1]) for i in range(8)]
     for k, total in enumerate(full):
         np.testing.assert_allclose(sum(g[k] for g in both), total, atol=TOLERANCE)
     # An example alone contributes what it would in company: at most its bound, not batch_size times as much.
@@ -196,7 +202,9 @@ def test_poisson_batches_with_empty_ones_train():
 def test_weights_assigned_between_steps_are_projected_before_they_are_used():
     x, y = data(8)
     private = model(noise_multiplier=0.0, optimizer=RecordingSGD(0.0))
+    start = private.get_weights()
     expected = summed_gradients(private, x, y)
+    private.set_weights(start)
     dense = private.layers[-1]
     dense.kernel.assign(5.0 * dense.kernel)  # bypasses every override
     assert float(dense.certified_norm()) > 4.9

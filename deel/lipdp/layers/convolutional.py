@@ -237,8 +237,7 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
     Bounds: Euclidean norms, one example. Output at most `input_bound` and cotangent at most `gradient_bound`: channels
     share no input and no output, so the operator norm is the largest of the channels' norms, each certified to be at
     most 1. Kernel gradient at most `f * input_bound * gradient_bound`, f as for `DP_QuickSpectralConv2D`: for channel c
-    alone it is at most `f ||x_c|| ||g_c||`, and
-    `sum_c ||x_c||^2 ||g_c||^2 <= ||x||^2 ||g||^2`. Attained by one channel.
+    alone it is at most `f ||x_c|| ||g_c||`, and `sum_c ||x_c||^2 ||g_c||^2 <= ||x||^2 ||g||^2`.
 
     Raises:
         TypeError, ValueError: for a bias, an activation without a known constant, a constraint of one's own, a

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import re
 import textwrap
 
 from deel.lipdp.testing._contract import CHECKS, Trial
@@ -95,10 +96,16 @@ def check_dp_layer(
             try:
                 found.extend(check(trial))
             except Exception as error:
-                found.append(textwrap.shorten(f"raised {type(error).__name__}: {error}", 400))
+                found.append(_described(error))
                 cause = cause or error
             if found:
                 failures[name] = found
     if failures:
         raise LayerCheckError(layer, failures, len(CHECKS) - len(failures)) from cause
     return functools.reduce(operator.or_, trial.found)
+
+
+def _described(error):
+    # Keras colours its messages and spreads them over many lines.
+    text = re.sub(r"\x1b\[[0-9;]*m", "", f"raised {type(error).__name__}: {error}")
+    return textwrap.shorten(text, 400)
