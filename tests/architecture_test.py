@@ -46,6 +46,7 @@ ESTABLISHED = {
     "sensitivity": "get_max_epochs",
     "accounting": "DPGD_Mechanism calibrate_noise",
     "sampling": "poisson_batches",
+    "testing": "LayerCheckError ROUNDING_TOLERANCE WorstCase check_dp_layer search_worst_case",
     "conversion": "Conversion ConversionEntry ConversionError ConversionReport conversion_report convert",
 }
 

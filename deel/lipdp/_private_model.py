@@ -23,7 +23,6 @@ from deel.lipdp.bounds import (
     check_model,
     compute_gradient_bounds,
     gradient_bounds_in_force,
-    has_moving_bounds,
     output_gradient_bound,
     output_gradient_bound_in_force,
     variable_key,
@@ -275,9 +274,10 @@ class PrivateModel:
                 "Rescale the data and the upper_bound of DP_BoundedInput.",
             )
         sampling = self._sampler.sampling if self._sampler else UndeclaredSampling()
+        scales = self.scales_in_force()
         plan = StepPlan(
             event=GaussianStep(sampling, joint_noise_multiplier(self, bounds)),
-            scales=None if has_moving_bounds(self) else self.scales_in_force(),
+            scales=scales if scales.are_constant() else None,
             batch_size=self.dataset_metadata.batch_size,
             loss_weight=self._loss_weight,
         )

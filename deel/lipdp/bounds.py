@@ -13,7 +13,6 @@ __all__ = [
     "check_model",
     "compute_gradient_bounds",
     "gradient_bounds_in_force",
-    "has_moving_bounds",
     "output_gradient_bound",
     "output_gradient_bound_in_force",
     "variable_key",
@@ -195,11 +194,6 @@ def check_model(model):
             "a loss added with add_loss",
             "Its gradient has no bound: remove it.",
         )
-
-
-def has_moving_bounds(model):
-    """Whether a clip value of the model may change between two steps, and its bounds with it."""
-    return any(getattr(layer, "dynamic", False) for layer in model.layers_forward_order())
 
 
 def output_gradient_bound_in_force(model):

@@ -9,8 +9,14 @@ import tensorflow as tf
 from doubles import SHAPE, RecordingSGD, data, layer_list, model, summed_gradients
 
 from deel.lipdp.bounds import ROUNDING_SLACK
-from deel.lipdp.layers import DP_BoundedInput, DP_ClipGradient, DP_Flatten, DP_QuickSpectralDense
-from deel.lipdp.model import compute_gradient_bounds
+from deel.lipdp.layers import (
+    DP_BoundedInput,
+    DP_ClipGradient,
+    DP_Flatten,
+    DP_QuickSpectralDense,
+    make_residuals,
+)
+from deel.lipdp.model import DP_Model, compute_gradient_bounds
 from deel.lipdp.sampling import poisson_batches
 
 
@@ -92,6 +98,30 @@ def test_a_moving_clip_inside_the_network():
     bounds = compute_gradient_bounds(private)
     assert bounds["wide/kernel"] == pytest.approx(3.0 * 0.01 * (1 + ROUNDING_SLACK))
     assert bounds["logits/kernel"] == pytest.approx(3.0 * 1.0 * (1 + ROUNDING_SLACK))
+
+
+def test_a_moving_clip_inside_a_residual_block():
+    """Wrapped in another layer, it still makes the noise follow."""
+    inner = DP_ClipGradient(1.0, dynamic=True, name="inner")
+    layers = [
+        DP_BoundedInput(3.0),
+        DP_Flatten(),
+        DP_QuickSpectralDense(60, name="wide"),
+        *make_residuals("1-lip-add", [inner]),
+        DP_QuickSpectralDense(4, name="logits"),
+    ]
+    optimizer = RecordingNorms(2, 2)
+    private = model(layers, cls=DP_Model, n=16, noise_multiplier=2.0, optimizer=optimizer)
+
+    class MovesInner(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            inner.clip_value = (1e-6, 100.0)[batch]
+
+    x, y = data(16)
+    private.fit(x, y, sample_weight=np.zeros(16), verbose=0, callbacks=[MovesInner()])
+    low, high = optimizer.norms.numpy()[:, 0]
+    # Half of the gradient takes the skip connection, whatever the clip value of the branch.
+    assert high / low == pytest.approx(2.0, rel=0.2)
 
 
 def test_one_graph_serves_all_values():

@@ -37,6 +37,11 @@ class StepScales:
     gradient_bounds: tuple
     noise_stddevs: tuple
 
+    def are_constant(self):
+        """Whether no clip value that moves is in any of them."""
+        values = (self.output_gradient_bound, *self.gradient_bounds, *self.noise_stddevs)
+        return all(_scalars.is_constant(value) for value in values)
+
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
