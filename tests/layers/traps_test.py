@@ -323,7 +323,7 @@ def test_dilated_convolutions_use_every_tap(dilation, padding):
     """A dilated kernel of k taps puts a pixel in k windows per axis, wherever the image is large enough."""
     layer = layers.DP_QuickSpectralConv2D(2, 3, dilation_rate=dilation, padding=padding)
     layer.build((None, 15, 15, 1))
-    assert layer.backpropagate_params(1.0, 1.0) == pytest.approx(3.0)
+    assert 2.5 < layer.backpropagate_params(1.0, 1.0) <= 3.0  # the root of 9 windows, less what borders take off
     operator = conv_operator(layer.kernel.numpy(), (15, 15), (1, 1), padding, dilation)
     assert np.linalg.norm(operator, 2) <= 1.0
 
@@ -338,7 +338,7 @@ def test_dilated_convolutions_use_every_tap(dilation, padding):
 def test_a_small_image_is_in_fewer_windows():
     layer = layers.DP_QuickSpectralConv2D(2, 5, padding="same")
     layer.build((None, 3, 3, 1))
-    assert layer.backpropagate_params(1.0, 1.0) == pytest.approx(3.0)  # not 5: an axis of 3 has 3 windows
+    assert 2.0 < layer.backpropagate_params(1.0, 1.0) < 3.0  # not 5: an axis of 3 has 3 windows, and two borders
 
 
 @pytest.mark.parametrize("percent", [1.0, 0.1])
