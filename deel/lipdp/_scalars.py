@@ -28,4 +28,5 @@ def sqrt(value):
 
 
 def _tensor(value):
-    return ops.cast(value, "float64")
+    # A cast would take a Python float through single precision.
+    return ops.convert_to_tensor(value, dtype="float64") if is_constant(value) else ops.cast(value, "float64")

@@ -1,6 +1,8 @@
 """Layers that merge several branches of a functional model into one."""
 
+import functools
 import math
+import operator
 
 import keras
 
@@ -38,6 +40,10 @@ class DP_Add(DPLayer, keras.layers.Add):
                     "Reshape them first: broadcasting would repeat values.",
                 )
             )
+
+    def call(self, inputs):
+        # Keras's own sum takes an empty batch for a bias, and fails.
+        return functools.reduce(operator.add, inputs)
 
     def propagate_inputs(self, input_bound):
         return sum(input_bound)

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import itertools
 import json
 import pathlib
 import tempfile
@@ -216,8 +215,8 @@ def _examples_independent(trial):
     subject, count, changed = trial.subject, 7, 3
     xs, gs = subject.examples(count), subject.cotangents(count)
     other_xs, other_gs = ([z.copy() for z in zs] for zs in (xs, gs))
-    for x, g in itertools.product(other_xs, other_gs):
-        x[changed], g[changed] = 1e3 * np.flip(x[changed]), -1e3 * g[changed]
+    for z in (*other_xs, *other_gs):
+        z[changed] = -1e3 * np.flip(z[changed])
     others = np.arange(count) != changed
     for training in trial.repeatable:
         *before, at_variable = subject.gradients(xs, gs, training)

@@ -136,17 +136,11 @@ class Search:
         self._restarts = restarts
         self._steps = steps
         self._rng = np.random.default_rng(seed)
-        self._objectives = {
-            "output": self._outputs,
-            "input_gradient": self._input_gradients,
-        }
+        self._objectives = {"output": self._outputs, "input_gradient": self._input_gradients}
         if subject.variable is not None:
             self._objectives["parameter_gradient"] = self._parameter_gradient
         self._compiled = {name: self._improvement(name) for name in self._objectives}
-        parts = {
-            "output": len(subject.output_shapes),
-            "input_gradient": len(subject.input_shapes),
-        }
+        parts = {"output": len(subject.output_shapes), "input_gradient": len(subject.input_shapes)}
         self._goals = [
             _Goal(name, i, name, tuple(one))
             for name in self._objectives
