@@ -25,6 +25,9 @@ from deel.lipdp.testing import search_worst_case
 UPPER_BOUND = 3.0
 NUM_CLASSES = 3
 
+# A number that was stored in single precision, or one function of it.
+STORED = {"rtol": 1e-6}
+
 # Single precision, sums of at most a few hundred terms.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -414,7 +417,7 @@ def test_constants_of_activations(name):
             y = function(x)
         largest = np.abs(tape.gradient(y, x)).max()
         assert 0.999 * slope < largest <= slope * (1 + 1e-6)
-    np.testing.assert_allclose(function(tf.constant(0.0)), at_zero, rtol=1e-6)
+    np.testing.assert_allclose(function(tf.constant(0.0)), at_zero, **STORED)
     [layer] = convert(functional((5,), lambda x: K.Dense(2)(K.Activation(name)(x)))).model.layers[2:3]
     assert layer.lipschitz_constant == slope
     # TensorFlow cannot differentiate softsign twice, which the search does.
@@ -655,7 +658,7 @@ def test_weights_are_copied_and_projected():
     np.testing.assert_array_equal(new("dense").kernel, small)  # its norm is below 1 already
     bias = new("dense_bias")
     assert bias.norm_max == pytest.approx(0.1 * UPPER_BOUND)
-    np.testing.assert_allclose(bias.bias, np.full(4, 0.05 * UPPER_BOUND), rtol=1e-6)
+    np.testing.assert_allclose(bias.bias, np.full(4, 0.05 * UPPER_BOUND), **STORED)
     assert new("conv_bias").norm_max == pytest.approx(0.1 * UPPER_BOUND / 6)  # 6 x 6 positions
     for name, kernel in (
         ("conv", source("conv").kernel),

@@ -18,6 +18,7 @@ __all__ = [
     "ConvGeometry",
     "centred_convolution",
     "conv_norm_bound",
+    "euclidean_norm_bound",
     "finite_or_zero",
     "matrix_norm_bound",
     "orthogonalize",
@@ -264,6 +265,26 @@ def conv_norm_bound(kernel, geometry):
     # Transforming is exact to a few double-precision eps, far inside the slack of the certificate.
     norms = matrix_norm_bound(transform(cosines), transform(sines), precision="float32")
     return ops.minimum(reshaped_bound, factor * scale[..., 0, 0] * ops.max(norms, axis=-1))
+
+
+def euclidean_norm_bound(x, axis=None):
+    """Certified upper bound on the Euclidean norm of a tensor, or of each of its slices along an axis.
+
+    Slack for rounding: a sum of n squares in double precision is off by at most `n eps` relative, so its root by half
+    of that. Entries below the smallest normal number count as zero: TensorFlow takes them for that everywhere.
+
+    Args:
+        x: tensor.
+        axis: int, or None for all entries.
+
+    Returns:
+        float64 tensor: a scalar, or of size 1 along the axis.
+    """
+    x = ops.cast(x, "float64")
+    over = {"axis": axis, "keepdims": axis is not None}
+    largest = ops.max(ops.abs(x), **over)
+    unit = x / ops.where(largest > 0, largest, 1.0)  # no square overflows or vanishes
+    return largest * ops.sqrt(ops.sum(unit * unit, **over)) * (1.0 + (math.prod(x.shape) + 8) * _EPS["float64"])
 
 
 def finite_or_zero(x):

@@ -149,6 +149,15 @@ class DP_Model(PrivateModel, keras.Model):
                 )
             )
         self._calls = tuple(self._graph_calls())
+        if not self._calls or self._calls[-1].outputs != (id(self.outputs[0]),):
+            raise ValueError(
+                _checks.message(
+                    self._who(),
+                    "a last layer with one output, that of the model",
+                    f"{type(self._calls[-1].layer).__name__ if self._calls else 'no layer'}",
+                    "Merge the branches: DP_MergeResidual, DP_Add or DP_Concatenate.",
+                )
+            )
 
     def _graph_calls(self):
         """The calls of the graph, each after those it needs."""

@@ -53,16 +53,14 @@ def test_every_public_layer_has_a_case():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+def checked(case, **search):
+    bounds = {"input_bound": case.input_bound, "gradient_bound": case.gradient_bound}
+    return check_dp_layer(case.make(), case.input_shape, **bounds, **search)
+
+
 @callable_cases
 def test_layer_passes_the_checker_and_no_recorded_ratio_falls(case):
-    found = check_dp_layer(
-        case.make(),
-        case.input_shape,
-        input_bound=case.input_bound,
-        gradient_bound=case.gradient_bound,
-        restarts=2,
-        steps=6,
-    )
+    found = checked(case, restarts=2, steps=6)
     for name, recorded in zip(BOUNDS, case.ratios, strict=True):
         ratio = getattr(found, name)
         assert (ratio is None) == (recorded is None)
@@ -72,15 +70,7 @@ def test_layer_passes_the_checker_and_no_recorded_ratio_falls(case):
 @pytest.mark.full
 @callable_cases
 def test_long_search_stays_under_the_bounds(case):
-    check_dp_layer(
-        case.make(),
-        case.input_shape,
-        input_bound=case.input_bound,
-        gradient_bound=case.gradient_bound,
-        restarts=8,
-        steps=30,
-        seed=1,
-    )
+    checked(case, restarts=8, steps=30, seed=1)
 
 
 @pytest.mark.full

@@ -133,6 +133,7 @@ def test_channels_are_projected_each_as_if_alone(depth_multiplier):
     kernel = together.project(raw).numpy()
     for channel in range(5):
         expected = alone.project(raw[:, :, channel : channel + 1]).numpy()
+        # Entries are at most 1, after some dozens of products in single precision.
         np.testing.assert_allclose(kernel[:, :, channel : channel + 1], expected, atol=5e-6)
 
 
@@ -141,6 +142,7 @@ def test_a_single_filter_is_only_divided():
     layer = built(layers.DP_DepthwiseConv2D(3, padding="same"), (24, 24, 2))
     smoothing = np.ones((3, 3, 2, 1), "float32")
     kernel = layer.project(smoothing).numpy()
+    # The certificate's own slack for rounding in single precision is in the divisor.
     np.testing.assert_allclose(kernel, smoothing / 9.0, rtol=1e-5)
 
 
@@ -188,6 +190,7 @@ def test_patch_embeddings_keep_images_or_cotangents(name):
     area = math.prod(layer.kernel_size) * shape[-1]
     sides = [n // k * k for n, k in zip(shape[:2], layer.kernel_size, strict=True)]
     inside = x.numpy()[:, : sides[0], : sides[1]]
+    # Singular values lie within 1e-4 of 1: the test above.
     if filters >= area:
         np.testing.assert_allclose(norms(y.numpy()), norms(inside), rtol=1e-4)
     if filters <= area:
@@ -205,6 +208,7 @@ def test_a_patch_embedding_is_a_dense_layer_on_patches():
     layer = built(layers.DP_PatchEmbedding(5, (2, 3)), (4, 6, 2))
     x = np.random.default_rng(5).normal(size=(3, 4, 6, 2)).astype("float32")
     patches = x.reshape(3, 2, 2, 2, 3, 2).transpose(0, 1, 3, 2, 4, 5).reshape(3, 2, 2, 12)
+    # Sums of 12 products of numbers of some units, in single precision.
     np.testing.assert_allclose(layer(x).numpy(), patches @ layer.kernel.numpy().reshape(12, 5), atol=1e-5)
 
 

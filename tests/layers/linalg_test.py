@@ -462,3 +462,6 @@ def test_kernel_gradient_factor_where_it_is_known():
     assert _convolution.kernel_gradient_factor(1000, 3) == math.sqrt(3.0)  # counted only, for a long axis
     # Two windows on two pixels, all three offsets: found and bound are sqrt(1.5).
     assert _convolution.kernel_gradient_factor(2, 3, 1, "same") == pytest.approx(math.sqrt(1.5), rel=1e-3)
+    # The figures of CHANGELOG.md, a 3x3 kernel on 4x4 and on 8x8 pixels.
+    for size, factor in ((4, 2.40), (8, 2.82)):
+        assert _convolution.kernel_gradient_factor(size, 3, 1, "same") ** 2 == pytest.approx(factor, abs=0.005)

@@ -284,6 +284,17 @@ def test_what_a_graph_may_not_hold():
         functional([inputs, other], dp.DP_Add()([x, z]))
 
 
+def test_the_output_is_that_of_a_layer_with_one():
+    """The bound on the gradient enters there: at one of two outputs it would be put on the wrong one."""
+    for output in (0, 1):
+        inputs, x = entrance()
+        pair = dp.DP_SplitResidual()(dp.DP_QuickSpectralDense(4)(x))
+        with pytest.raises(ValueError, match="DP_SplitResidual.*Merge the branches"):
+            functional(inputs, pair[output])
+    with pytest.raises(ValueError, match="one input and one output|one output, that of the model"):
+        list_model(residual_layers()[:3])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"dp_layers": [], "inputs": 1, "outputs": 2}, {"inputs": keras.Input((3,))}, {"outputs": keras.Input((3,))}],

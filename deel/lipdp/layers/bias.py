@@ -6,11 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lipdp import _checks
+from deel.lipdp import _checks, _linalg
 from deel.lipdp.layers._base import DPLayer
-from deel.lipdp.layers.dense import euclidean_norm_bound
 
-__all__ = ["DP_AddBias", "NormBall", "check_ball"]
+__all__ = ["DP_AddBias", "NormBall", "check_ball", "check_known_shape"]
 
 _EPS32 = float(np.finfo("float32").eps)
 
@@ -32,7 +31,7 @@ class NormBall(keras.constraints.Constraint):
 
     def __call__(self, variable):
         variable = ops.convert_to_tensor(variable)
-        norm = euclidean_norm_bound(variable, self.axis)
+        norm = _linalg.euclidean_norm_bound(variable, self.axis)
         projected = ops.cast(variable, "float64") / (norm / self.radius * (1.0 + 2.0 * _EPS32))
         return ops.where(norm > self.radius, ops.cast(projected, variable.dtype), variable)
 
@@ -47,6 +46,19 @@ def check_ball(layer, variable, axis=None):
                 "the constraint and the norm_max it was made with",
                 f"norm_max={layer.norm_max}, constraint {getattr(constraint, 'radius', constraint)!r}",
                 "Make a new layer instead of changing one: its bounds rest on them.",
+            )
+        )
+
+
+def check_known_shape(layer, input_shape, axes, why):
+    """Refuses an input of unknown shape, where the bounds count what is in it."""
+    if len(input_shape) < 2 or None in input_shape[1:]:
+        raise ValueError(
+            _checks.message(
+                f"{type(layer).__name__} '{layer.name}'",
+                f"an input of shape (batch, {axes}), all but the batch known",
+                f"input shape {tuple(input_shape)}",
+                f"State the input shape of the model: {why}.",
             )
         )
 
@@ -83,15 +95,7 @@ class DP_AddBias(DPLayer, keras.layers.Layer):
         self.nm_coef = _checks.number(who, "nm_coef", nm_coef, above=0.0)
 
     def build(self, input_shape):
-        if len(input_shape) < 2 or None in input_shape[1:]:
-            raise ValueError(
-                _checks.message(
-                    f"DP_AddBias '{self.name}'",
-                    "an input of shape (batch, ..., channels), all but the batch known",
-                    f"input shape {tuple(input_shape)}",
-                    "State the input shape of the model: the bias is added at every position.",
-                )
-            )
+        check_known_shape(self, input_shape, "..., channels", "the bias is added at every position")
         self._root_positions = math.sqrt(math.prod(input_shape[1:-1]))
         self.bias = self.add_weight(
             name="bias", shape=(input_shape[-1],), initializer="zeros", constraint=NormBall(self.norm_max)

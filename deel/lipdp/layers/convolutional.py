@@ -100,8 +100,33 @@ class _OrthogonalConvolution(_SpectralConvolution):
         return _linalg.orthogonalize_convolution(kernel, self._geometry.strides, self.orthogonalization_steps)
 
 
+class _FullConvolution(_OrthogonalConvolution):
+    """Mixin: the constructor of convolutions whose filters see all channels."""
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        padding="valid",
+        *,
+        activation=None,
+        kernel_initializer="orthogonal",
+        **kwargs,
+    ):
+        super().__init__(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            activation=activation,
+            kernel_initializer=kernel_initializer,
+            **kwargs,
+        )
+
+
 @keras.saving.register_keras_serializable(package="deel-lipdp")
-class DP_QuickSpectralConv2D(_OrthogonalConvolution, keras.layers.Conv2D):
+class DP_QuickSpectralConv2D(_FullConvolution, keras.layers.Conv2D):
     """2-D convolution without bias, 1-Lipschitz as an operator on images of the size it is built for.
 
     Args:
@@ -130,27 +155,6 @@ class DP_QuickSpectralConv2D(_OrthogonalConvolution, keras.layers.Conv2D):
             an image of unknown size.
     """
 
-    def __init__(
-        self,
-        filters,
-        kernel_size,
-        strides=(1, 1),
-        padding="valid",
-        *,
-        activation=None,
-        kernel_initializer="orthogonal",
-        **kwargs,
-    ):
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            activation=activation,
-            kernel_initializer=kernel_initializer,
-            **kwargs,
-        )
-
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_SpectralConv2D(DP_QuickSpectralConv2D):
@@ -163,7 +167,7 @@ class DP_SpectralConv2D(DP_QuickSpectralConv2D):
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
-class DP_Conv1D(_OrthogonalConvolution, keras.layers.Conv1D):
+class DP_Conv1D(_FullConvolution, keras.layers.Conv1D):
     """Convolution over the steps of a sequence, without bias, 1-Lipschitz on sequences of the length it is built for.
 
     Args:
@@ -189,27 +193,6 @@ class DP_Conv1D(_OrthogonalConvolution, keras.layers.Conv1D):
         ValueError: for a bias, groups, an activation without a known constant, a constraint of one's own, or, at build,
             a sequence of unknown length.
     """
-
-    def __init__(
-        self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="valid",
-        *,
-        activation=None,
-        kernel_initializer="orthogonal",
-        **kwargs,
-    ):
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            activation=activation,
-            kernel_initializer=kernel_initializer,
-            **kwargs,
-        )
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")

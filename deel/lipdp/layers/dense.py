@@ -1,37 +1,11 @@
 """Dense layers whose kernel has a spectral norm of at most 1, certified or by its Frobenius norm."""
 
-import math
-
 import keras
-import numpy as np
-from keras import ops
 
 from deel.lipdp import _linalg
 from deel.lipdp.layers._kernel import SpectralKernel, UnitBall
 
-__all__ = ["DP_QuickFrobeniusDense", "DP_QuickSpectralDense", "DP_SpectralDense", "euclidean_norm_bound"]
-
-_EPS64 = float(np.finfo("float64").eps)
-
-
-def euclidean_norm_bound(x, axis=None):
-    """Certified upper bound on the Euclidean norm of a tensor, or of each of its slices along an axis.
-
-    Slack for rounding: a sum of n squares in double precision is off by at most `n eps` relative, so its root by half
-    of that. Entries below the smallest normal number count as zero: TensorFlow takes them for that everywhere.
-
-    Args:
-        x: tensor.
-        axis: int, or None for all entries.
-
-    Returns:
-        float64 tensor: a scalar, or of size 1 along the axis.
-    """
-    x = ops.cast(x, "float64")
-    over = {"axis": axis, "keepdims": axis is not None}
-    largest = ops.max(ops.abs(x), **over)
-    unit = x / ops.where(largest > 0, largest, 1.0)  # no square overflows or vanishes
-    return largest * ops.sqrt(ops.sum(unit * unit, **over)) * (1.0 + (math.prod(x.shape) + 8) * _EPS64)
+__all__ = ["DP_QuickFrobeniusDense", "DP_QuickSpectralDense", "DP_SpectralDense"]
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -102,7 +76,7 @@ class DP_QuickFrobeniusDense(DP_QuickSpectralDense):
     """
 
     def _operator_norm_bound(self, kernel):
-        return euclidean_norm_bound(kernel)
+        return _linalg.euclidean_norm_bound(kernel)
 
     def _orthogonalize(self, kernel):
         return kernel  # the division by the norm is all

@@ -7,7 +7,7 @@ from keras import ops
 
 from deel.lipdp import _checks
 from deel.lipdp.layers._base import DPLayer
-from deel.lipdp.layers.bias import NormBall, check_ball
+from deel.lipdp.layers.bias import NormBall, check_ball, check_known_shape
 
 __all__ = ["DP_Embedding"]
 
@@ -55,15 +55,7 @@ class DP_Embedding(DPLayer, keras.layers.Layer):
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
 
     def build(self, input_shape):
-        if len(input_shape) < 2 or None in input_shape[1:]:
-            raise ValueError(
-                _checks.message(
-                    f"DP_Embedding '{self.name}'",
-                    "an input of shape (batch, tokens), with a known number of tokens",
-                    f"input shape {tuple(input_shape)}",
-                    "State the input shape of the model: its gradient grows with the tokens of an example.",
-                )
-            )
+        check_known_shape(self, input_shape, "tokens", "the gradient grows with the tokens of an example")
         self._root_tokens = math.sqrt(math.prod(input_shape[1:]))
         self.embeddings = self.add_weight(
             name="embeddings",

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks
+from deel.lipdp._convolution import window_positions
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
 __all__ = [
@@ -92,9 +93,9 @@ class _Pooling(DPLayer, keras.layers.Layer):
 
     def _covers(self, input_shape):
         """For each axis a bool array (windows, entries): which window covers which entry."""
-        for (n, k, s, windows), (before, _) in zip(self._axes(input_shape), self._amounts(input_shape), strict=True):
-            offsets = np.arange(n) + before - s * np.arange(windows)[:, None]
-            yield (offsets >= 0) & (offsets < k)
+        for n, k, s, _ in self._axes(input_shape):
+            positions = window_positions(n, k, s, self.padding)
+            yield (positions[:, :, None] == np.arange(n)).any(axis=0)
 
     def _lipschitz_constant(self, covers):
         """Root of the largest number of windows that one entry is in."""

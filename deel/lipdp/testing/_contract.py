@@ -18,6 +18,9 @@ __all__ = ["CHECKS", "Trial"]
 # Another batch size may sum in another order, in single precision.
 _ORDER_TOLERANCE = 1e-4
 
+# A few products of double-precision numbers are off by some 1e-16; a bound that went through single precision by 1e-8.
+_BOUND_TOLERANCE = 1e-9
+
 _MODES = {False: "in inference mode", True: "in training mode"}
 
 
@@ -148,7 +151,7 @@ def _bound_values(trial):
         for gradient in (tiny, tuple(scale * t for t in tiny))
     ]
     for (name, small), (_, large) in zip(*map(_flat, backward), strict=True):
-        if not np.isclose(scale * float(small), float(large), rtol=1e-9, atol=0.0):
+        if not np.isclose(scale * float(small), float(large), rtol=_BOUND_TOLERANCE, atol=0.0):
             yield f"{name}: {large:.10g} for a gradient bound {scale:g} times as large as that for {small:.10g}"
 
     # As in the training step, where a clip value moves.
@@ -158,7 +161,7 @@ def _bound_values(trial):
         return tf.nest.map_structure(lambda bound: tf.convert_to_tensor(bound, "float64"), bounds)
 
     for (name, number), (_, tensor) in zip(_flat(stated), _flat(in_graph(tf.constant(gs, "float64"))), strict=True):
-        if not np.isclose(float(tensor), float(number), rtol=1e-9, atol=0.0):
+        if not np.isclose(float(tensor), float(number), rtol=_BOUND_TOLERANCE, atol=0.0):
             yield f"{name}: {float(number):.10g}, but {float(tensor):.10g} where the gradient bound is a float64 tensor"
 
 
