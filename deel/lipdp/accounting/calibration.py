@@ -3,48 +3,69 @@
 import math
 
 from deel.lipdp import _checks
-from deel.lipdp.accounting.accountants import get_accountant
-from deel.lipdp.accounting.events import GaussianStep, PoissonSampling, UndeclaredSampling
+from deel.lipdp.accounting.accountants import compute_epsilon, get_accountant
+from deel.lipdp.accounting.events import GaussianStep, PoissonSampling, ShuffledSampling, UndeclaredSampling
 
 __all__ = ["calibrate_noise", "max_steps"]
 
 _LEAST_NOISE, _LARGEST_NOISE = 2.0**-10, 2.0**30
 
-_SAMPLINGS = {
-    "poisson": PoissonSampling,
-    "undeclared": lambda sampling_probability: UndeclaredSampling(),
-}
-_SAMPLINGS[None] = _SAMPLINGS["undeclared"]  # as DatasetMetadata spells it
+
+def _poisson(batch_size, num_examples, epochs, steps, steps_per_pass):
+    return PoissonSampling(batch_size / num_examples), steps or epochs * steps_per_pass
 
 
-def max_steps(event, epsilon, delta, *, spent=(), accountant="pld", limit=10_000_000):
+def _shuffled(batch_size, num_examples, epochs, steps, steps_per_pass):
+    # The larger where both are given: an epoch cut short has still started a pass.
+    return ShuffledSampling(), max(epochs or 1, math.ceil((steps or 1) / steps_per_pass))
+
+
+def _undeclared(batch_size, num_examples, epochs, steps, steps_per_pass):
+    return UndeclaredSampling(), steps or epochs * steps_per_pass
+
+
+# What a plan samples, and how often one event of it is counted. None is "undeclared", as DatasetMetadata spells it.
+_PLANS = {"poisson": _poisson, "shuffled": _shuffled, "undeclared": _undeclared, None: _undeclared}
+
+
+def max_steps(event, epsilon, delta, *, spent=(), accountant="pld", limit=10_000_000, releases=None, relation=None):
     """Returns how many more steps of `event` fit in a budget.
 
-    The budget is under `neighboring_relation` of `spent` and `event` together, for the sampling that the event declares
-    and the release of the noisy gradients of all steps.
+    The budget is for the release of the noisy sums of all steps and of `releases`, under the sampling that the events
+    declare. One count of an event stands for `event.sampling.unit`: for shuffled batches the answer is a number of
+    passes.
 
     Args:
-        event: `GaussianStep`, the step to repeat.
+        event: `GaussianStep` or `LaplaceStep`, the one to repeat.
         epsilon: float >= 0, the budget.
         delta: float in (0, 1).
-        spent: iterable of `(GaussianStep, steps)`, what was released before.
+        spent: iterable of `(event, count)`, what was released before.
         accountant: `"pld"`, `"rdp"` or an object with `epsilon(entries, delta)`.
         limit: int >= 1, the largest answer.
+        releases: None, or a function of an int, the number of steps, that returns an iterable of `(event, count)`: what
+            else that many steps release (adaptive clipping, say). Its counts must not fall as the steps grow.
+        relation: the neighbouring relation, a key of `RELATIONS`; None is `neighboring_relation` of all entries.
 
     Returns:
-        int, the largest count of at most `limit` whose epsilon, together with `spent`, is at most `epsilon`; 0 when not
-        even one step fits.
+        int, the largest count of at most `limit` whose epsilon, together with `spent` and `releases`, is at most
+        `epsilon`; 0 when not even one step fits.
 
     Raises:
-        TypeError, ValueError: for an unknown event or accountant, or a number out of range.
+        TypeError, ValueError: for an unknown event or accountant, a relation under which an event has no price, or a
+            number out of range.
     """
     who = "max_steps"
     epsilon = _checks.number(who, "epsilon", epsilon, at_least=0.0, finite=False)
     limit = _checks.integer(who, "limit", limit)
     spent, accountant = list(spent), get_accountant(accountant)
+    if releases is not None and not callable(releases):
+        expected = "releases to be a function of the number of steps, or None"
+        remedy = "Wrap what does not depend on the steps in a lambda, or add it to spent."
+        raise TypeError(_checks.message(who, expected, f"releases={releases!r}", remedy))
 
     def fits(steps):
-        return accountant.epsilon([*spent, (event, steps)], delta) <= epsilon
+        entries = [*spent, (event, steps), *(releases(steps) if releases else ())]
+        return compute_epsilon(entries, delta, accountant, relation) <= epsilon
 
     good, bad = 0, 1
     while fits(bad):
@@ -69,12 +90,13 @@ def calibrate_noise(
     sampling="poisson",
     accountant="pld",
     relative_tolerance=1e-3,
+    releases=(),
+    relation=None,
 ):
     """Returns the least joint noise multiplier that keeps a training within a target epsilon.
 
-    Epsilon is for the release of the noisy gradients of all steps, under `add_or_remove_one` for Poisson sampling and
-    `zero_out` for undeclared sampling. The multiplier is the joint one: the stddev of the noise over the L2 sensitivity
-    of all the gradients of a step together.
+    Epsilon is for the release of the noisy gradients of all steps and of `releases`. The multiplier is the joint one:
+    the stddev of the noise over the L2 sensitivity of all the gradients of a step together.
 
     Args:
         target_epsilon: float > 0.
@@ -83,16 +105,21 @@ def calibrate_noise(
         num_examples: int >= B, n, a public constant.
         epochs: int >= 1; may be left out when `steps` is given.
         steps: int >= 1 or None, `epochs * ceil(n / B)` when None.
-        sampling: `"poisson"` (amplified, probability B / n) or `"undeclared"` (None is the same; not amplified).
+        sampling: `"poisson"` (amplified, probability B / n), `"shuffled"` (one Gaussian per pass: `epochs` of them, or
+            as many as `steps` needs if that is more) or `"undeclared"` (one per step; None is the same).
         accountant: `"pld"`, `"rdp"` or an object with `epsilon(entries, delta)`.
         relative_tolerance: float > 0, how far above the least multiplier the answer may be.
+        releases: iterable of `(event, count)`, what else the whole training releases (adaptive clipping, say).
+        relation: the neighbouring relation, a key of `RELATIONS`; None is `neighboring_relation` of all entries, which
+            is `add_or_remove_one` for Poisson sampling and `zero_out` otherwise.
 
     Returns:
         float, a multiplier that was itself priced at `target_epsilon` or less.
 
     Raises:
         TypeError: for an argument of the wrong type.
-        ValueError: for a number out of range, an unknown sampling or accountant, or a target that no noise reaches.
+        ValueError: for a number out of range, an unknown sampling, accountant or relation, or a target that no noise
+            reaches.
     """
     who = "calibrate_noise"
     target = _checks.number(who, "target_epsilon", target_epsilon, above=0.0)
@@ -100,15 +127,18 @@ def calibrate_noise(
     num_examples = _checks.integer(who, "num_examples", num_examples)
     remedy = "A batch cannot be larger than the training set."
     batch_size = _checks.integer(who, "batch_size", batch_size, at_most=num_examples, remedy=remedy)
-    if steps is None:
-        remedy = "Pass epochs or steps."
-        steps = _checks.integer(who, "epochs", epochs, remedy=remedy) * math.ceil(num_examples / batch_size)
-    steps = _checks.integer(who, "steps", steps)
-    sampling = _checks.choice(who, "sampling", sampling, _SAMPLINGS)(batch_size / num_examples)
-    accountant = get_accountant(accountant)
+    steps_per_pass = math.ceil(num_examples / batch_size)
+    if steps is not None:
+        steps = _checks.integer(who, "steps", steps)
+    if steps is None or epochs is not None:
+        epochs = _checks.integer(who, "epochs", epochs, remedy="Pass epochs or steps.")
+    plan = _checks.choice(who, "sampling", sampling, _PLANS)
+    sampling, count = plan(batch_size, num_examples, epochs, steps, steps_per_pass)
+    accountant, releases = get_accountant(accountant), list(releases)
 
     def fits(multiplier):
-        return accountant.epsilon([(GaussianStep(sampling, multiplier), steps)], delta) <= target
+        entries = [(GaussianStep(sampling, multiplier), count), *releases]
+        return compute_epsilon(entries, delta, accountant, relation) <= target
 
     low = high = 1.0
     if fits(high):
@@ -121,8 +151,8 @@ def calibrate_noise(
             low = high
             if high >= _LARGEST_NOISE:
                 expected = f"a target that some noise multiplier up to {_LARGEST_NOISE:g} reaches"
-                received = f"target_epsilon={target!r}, delta={delta!r}, steps={steps!r}"
-                remedy = "Raise target_epsilon or delta, or train for fewer steps."
+                received = f"target_epsilon={target!r}, delta={delta!r}, count={count!r}, releases={releases!r}"
+                remedy = "Raise target_epsilon or delta, train for fewer steps, or release less besides."
                 raise ValueError(_checks.message(who, expected, received, remedy))
     while high > (1.0 + tolerance) * low:
         middle = math.sqrt(low * high)

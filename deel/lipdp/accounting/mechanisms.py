@@ -4,8 +4,9 @@ import functools
 import math
 
 from deel.lipdp import _checks
-from deel.lipdp.accounting.accountants import RDPAccountant, _merge
+from deel.lipdp.accounting.accountants import RDPAccountant
 from deel.lipdp.accounting.events import GaussianStep, PoissonSampling
+from deel.lipdp.accounting.relations import merge
 
 __all__ = ["DPGD_Mechanism"]
 
@@ -88,8 +89,8 @@ class DPGD_Mechanism:
     def _autodp(self):
         from autodp.autodp_core import Mechanism
 
-        terms = _merge(self.name, self._entries)
-        if any(multiplier == 0.0 for _, multiplier in terms):
+        terms = merge(self.name, self._entries)
+        if any(term.multiplier == 0.0 for term in terms):
             mechanism = Mechanism()  # autodp's initial state: every divergence and epsilon infinite
         elif terms:
             mechanism = RDPAccountant()._compose(terms)
