@@ -30,7 +30,8 @@ setup(
         "typer>=0.12",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "ruff", "build", "wandb"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "build", "wandb", "cryptography"],
+        "secure": ["cryptography"],
         "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]"],
         "wandb": ["wandb"],
         "experiments": ["wandb", "pandas"],

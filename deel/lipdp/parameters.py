@@ -29,16 +29,19 @@ class DPParameters:
         delta: float in (0, 1), the probability the guarantee leaves out; well below one over the number of examples.
         noise_seed: int or None. An int makes the noise reproducible, for tests and studies only: whoever knows the seed
             can subtract the noise, so epsilon is reported as infinite.
+        secure_noise: bool. True draws the noise from a cryptographic generator and adds it in integers: slower, and
+            without XLA. `SECURITY.md` says what that protects against. Needs `pip install lipdp[secure]`.
 
     Raises:
         TypeError: for an unknown strategy or an argument of the wrong type.
-        ValueError: for a number out of range.
+        ValueError: for a number out of range, or for secure noise from a seed.
     """
 
     noisify_strategy: str
     noise_multiplier: float
     delta: float
     noise_seed: int | None = None
+    secure_noise: bool = False
 
     def __post_init__(self):
         who = "DPParameters"
@@ -51,6 +54,18 @@ class DPParameters:
         if self.noise_seed is not None:
             seed = _checks.integer(who, "noise_seed", self.noise_seed, at_least=0)
             object.__setattr__(self, "noise_seed", seed)
+        if not isinstance(self.secure_noise, bool):
+            received = f"secure_noise={self.secure_noise!r}"
+            raise TypeError(_checks.message(who, "secure_noise to be True or False", received, "Pass a bool."))
+        if self.secure_noise and self.noise_seed is not None:
+            raise ValueError(
+                _checks.message(
+                    who,
+                    "no noise_seed together with secure_noise=True",
+                    f"noise_seed={self.noise_seed}",
+                    "Noise from a known seed protects nothing: leave one of them out.",
+                )
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +81,8 @@ class DatasetMetadata:
         nb_steps_per_epochs: int or None, steps in one epoch; `ceil(n / batch_size)` when None.
         batch_size: int, the constant B by which the summed gradient is divided: the expected size of a Poisson batch.
         max_norm: float, bound on the Euclidean norm of one example; what `DP_BoundedInput` enforces.
-        sampling: `"poisson"` when a Poisson sampler makes the batches, None (not declared) otherwise. Training data
-            that were not made by such a sampler are refused when this says they were.
+        sampling: `"poisson"` or `"shuffled"` when that sampler makes the batches, None (not declared) otherwise.
+            Training data that were not made by such a sampler are refused when this says they were.
 
     Raises:
         TypeError: for an argument of the wrong type.
@@ -117,7 +132,10 @@ class DatasetMetadata:
         if self.class_names is not None:
             clean["class_names"] = tuple(str(name) for name in self.class_names)
         clean["sampling"] = _checks.choice(
-            who, "sampling", self.sampling, {None: None, "undeclared": None, "poisson": "poisson"}
+            who,
+            "sampling",
+            self.sampling,
+            {None: None, "undeclared": None, "poisson": "poisson", "shuffled": "shuffled"},
         )
         for name, value in clean.items():
             object.__setattr__(self, name, value)
