@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from deel.lipdp import _checks, _scalars
+from deel.lipdp._training.noise_source import make_noise_source
 from deel.lipdp._training.tensorflow import (
     CertifiedWeights,
-    NoiseSource,
+    PassPosition,
     StepPlan,
     StepScales,
     per_example_gradient_norms,
@@ -72,8 +73,11 @@ class PrivateModel:
             )
         self.debug = bool(debug)
         self.ledger = Ledger()
-        self._noise_source = NoiseSource(dp_parameters.noise_seed)
-        self._step_limit = tf.Variable(_NO_LIMIT, dtype=tf.int64, trainable=False)
+        self._noise_source = make_noise_source(dp_parameters)
+        self._limit = tf.Variable(_NO_LIMIT, dtype=tf.int64, trainable=False)
+        self._batches_to_skip = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._position = PassPosition()
+        self._budgets = ()
         self._certified = None
         self._plan = None
         self._graphs = types.SimpleNamespace(functions={})  # Keras would track a plain dict
@@ -98,7 +102,8 @@ class PrivateModel:
             loss: a loss of `deel.lipdp.losses`, or any Keras loss if the model ends with `DP_ClipGradient`.
             loss_weights: None or one number in [0, 1].
             jit_compile: bool. False by default: without XLA a step is faster, and batches of varying size do not
-                recompile it.
+                recompile it. With XLA the metrics count each row by its weight, so rows of weight 0 still count
+                nothing.
 
         Raises:
             TypeError: for a layer without bounds.
@@ -121,6 +126,16 @@ class PrivateModel:
                 f"loss_weights={loss_weights!r}",
                 "A larger weight would be undone by the gradient bound: raise the learning rate instead.",
             )
+        if jit_compile and kwargs.get("metrics"):
+            # Padded rows cannot be cut off where shapes are static, and Keras's unweighted metrics would count them.
+            if kwargs.get("weighted_metrics"):
+                _refuse(
+                    self._who(),
+                    "metrics or weighted_metrics with jit_compile=True",
+                    "both",
+                    "With XLA all metrics are weighted: pass them as weighted_metrics.",
+                )
+            kwargs["weighted_metrics"] = kwargs.pop("metrics")
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -197,12 +212,29 @@ class PrivateModel:
     @contextlib.contextmanager
     def _training_on(self, sampler):
         """Says where batches come from while the block runs, also if it runs inside another such block."""
-        outer = self._sampler, self._plan, self.train_function
+        outer = self._sampler, self._plan, self.train_function, self._budgets
         self._sampler, self._plan = sampler, None
+        self._position.start_anew()
+        self._batches_to_skip.assign(0)
         try:
             yield
         finally:
-            self._sampler, self._plan, self.train_function = outer
+            self._sampler, self._plan, self.train_function, self._budgets = outer
+            self._apply_budgets()
+            self._position.start_anew()  # an outer pass that goes on counts once more, never less
+            self._batches_to_skip.assign(0)
+
+    @property
+    def sampler(self):
+        """`deel.lipdp.sampling.Sampler` of the running `fit`; None outside of one and for data of unknown origin."""
+        return self._sampler
+
+    def skip_steps(self, count):
+        """Lets the next `count` batches of the running `fit` pass by: drawn, and neither trained on nor counted.
+
+        For a run that resumes in the middle of an epoch.
+        """
+        self._batches_to_skip.assign(count)
 
     def _refuse_batch_size(self, batch_size):
         _refuse(
@@ -213,7 +245,7 @@ class PrivateModel:
         )
 
     def _check_data(self, x):
-        """The `SamplerInfo` of the data, None for batches of unknown origin."""
+        """The `Sampler` of the data, None for batches of unknown origin."""
         metadata, sampler = self.dataset_metadata, sampling_of(x)
         if sampler is not None:
             declared = (metadata.nb_samples_train, metadata.batch_size)
@@ -224,13 +256,21 @@ class PrivateModel:
                     f"{sampler.num_examples} examples and batch size {sampler.batch_size}",
                     "Make both the same: noise and sampling probability follow from them.",
                 )
+            if metadata.sampling not in (None, sampler.sampling.name):
+                _refuse(
+                    self._who(),
+                    f"batches that are '{metadata.sampling}', as the metadata say",
+                    f"'{sampler.sampling.name}'",
+                    "Make both the same: a plan made from the metadata would price another mechanism.",
+                )
             return sampler
-        if metadata.sampling == "poisson":
+        if metadata.sampling is not None:
             _refuse(
                 self._who(),
-                "batches of a Poisson sampler, as the metadata say",
+                f"batches of a sampler that are '{metadata.sampling}', as the metadata say",
                 f"{type(x).__name__} of unknown sampling",
-                "Pass the data set of poisson_batches itself (map_fn= transforms it), or leave sampling undeclared.",
+                f"Pass the data set of {metadata.sampling}_batches itself (map_fn= transforms it), or leave sampling "
+                "undeclared.",
             )
         found = fixed_batch_size(x)
         if found not in (None, metadata.batch_size):
@@ -251,6 +291,7 @@ class PrivateModel:
         self._certify_new_weights()
         self._plan = self._make_plan()
         key = (self._plan, self.run_eagerly, self.jit_compile, self.steps_per_execution)
+        self._apply_budgets()
         self.train_function = None if force else self._graphs.functions.get(key)
         super().make_train_function()
         self._graphs.functions[key] = self.train_function
@@ -280,6 +321,8 @@ class PrivateModel:
             scales=scales if scales.are_constant() else None,
             batch_size=self.dataset_metadata.batch_size,
             loss_weight=self._loss_weight,
+            steps_per_count=self._sampler.steps_per_count if self._sampler else 1,
+            multiplicity=self._sampler.multiplicity if self._sampler else 1,
         )
         self.ledger.counter(plan.event)  # variables cannot be made inside a graph
         if self._noise_source.seeded or (self._sampler and self._sampler.seeded):
@@ -304,29 +347,74 @@ class PrivateModel:
         """The event the next training step is counted under; None before training."""
         return self._plan.event if self._plan else None
 
-    def set_step_limit(self, steps=None):
-        """Lets training take that many more steps of the event in force, tested in the graph. None: no limit."""
-        if steps is None:
-            self._step_limit.assign(_NO_LIMIT)
-        else:
-            limit = int(self.ledger.counter(self.event_in_force).numpy()) + steps
-            self._step_limit.assign(min(limit, int(self._step_limit)))  # of several budgets the least holds
+    def add_budget(self, budget):
+        """Limits the spending of the running `fit`.
 
-    def reached_step_limit(self):
+        Args:
+            budget: object with `allows(event, count)`, asked before a release that is not a training step, and
+                `update()`, which calls `set_limit` with what is left for the event in force.
+        """
+        self._budgets = (*self._budgets, budget)
+        self._apply_budgets()
+
+    def _apply_budgets(self):
+        self._limit.assign(_NO_LIMIT)
+        if self._plan is not None:
+            for budget in self._budgets:
+                budget.update()
+
+    def release(self, event, count=1):
+        """Counts a release that is not a training step: on disk first if a journal is open, then in the ledger.
+
+        Args:
+            event: the event of the release, which the caller makes afterwards.
+            count: int >= 1.
+
+        Returns:
+            bool. False if a budget has no room for it: nothing is counted, and the caller must not make it.
+        """
+        if not all(budget.allows(event, count) for budget in self._budgets):
+            return False
+        self.ledger.reserve(event, count)
+        self.ledger.counter(event).assign_add(count)
+        if self._noise_source.seeded:
+            self.ledger.seeded = True
+        self._apply_budgets()
+        return True
+
+    def set_limit(self, count):
+        """Lets training count at most that many more of the event in force (steps or passes), tested in the graph."""
+        counted = int(self.ledger.counter(self.event_in_force).numpy())
+        self._limit.assign(min(counted + count, int(self._limit)))  # of several budgets the least holds
+
+    def reached_limit(self):
         """Whether the next step would be skipped."""
-        return int(self.ledger.counter(self.event_in_force).numpy()) >= int(self._step_limit)
+        if self.event_in_force is None:
+            return False
+        due = int(self._position.due(self._plan.steps_per_count))
+        return int(self.ledger.counter(self.event_in_force).numpy()) + due > int(self._limit)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self._checked_inputs(x)
         self._certify_new_weights()
         plan = self._plan or self._make_plan()  # called directly: batches of unknown origin
+        # What follows reads and writes counts, so it waits for the batch: in a data set of unknown length the last,
+        # failing fetch is no step. (Of the identities: a function keeps no control edge that starts at its arguments.)
+        with tf.control_dependencies([tf.identity(t) for t in tf.nest.flatten((x, y))]):
+            skipped = tf.minimum(self._batches_to_skip, 1)
+            due = self._position.due(plan.steps_per_count)
+        within_limit = self.ledger.counter(plan.event).value + due <= self._limit
 
         def step():
-            private_step(self, plan, self._certified, x, y, sample_weight)
+            with tf.control_dependencies([self._position.count(plan.steps_per_count)]):
+                private_step(self, plan, self._certified, due, x, y, sample_weight)
             return 0
 
-        tf.cond(self.ledger.counter(plan.event).value < self._step_limit, step, lambda: 0)
+        taken = tf.cond((skipped == 0) & within_limit, step, lambda: 0)
+        with tf.control_dependencies([taken]):
+            self._batches_to_skip.assign_sub(skipped)
+            self._position.advance()
         return self.get_metrics_result()
 
     def _checked_inputs(self, x):

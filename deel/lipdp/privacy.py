@@ -3,23 +3,44 @@
 import math
 
 from deel.lipdp import _checks
-from deel.lipdp.accounting import GaussianStep, PoissonSampling, UndeclaredSampling, compute_epsilon
+from deel.lipdp.accounting import (
+    GaussianStep,
+    PoissonSampling,
+    ShuffledSampling,
+    UndeclaredSampling,
+    compute_epsilon,
+)
 from deel.lipdp.noise import joint_noise_multiplier
 
-__all__ = ["get_eps_delta", "planned_event"]
+__all__ = ["get_eps_delta", "planned_entries"]
+
+_SAMPLINGS = {
+    "poisson": lambda metadata: PoissonSampling(metadata.batch_size / metadata.nb_samples_train),
+    "shuffled": lambda metadata: ShuffledSampling(),
+    None: lambda metadata: UndeclaredSampling(),
+}
 
 
-def planned_event(model):
-    """The event of one training step of a model, under the sampling its metadata declare."""
+def planned_entries(model, epochs, callbacks=()):
+    """What a `fit` of a model would put into its ledger, under the sampling its metadata declare.
+
+    Args:
+        model: a built and compiled `DP_Sequential` or `DP_Model`.
+        epochs: int >= 0.
+        callbacks: iterable of callbacks; those with `planned_releases(epochs)` (adaptive clipping) add theirs.
+
+    Returns:
+        list of `(event, count)`, the training steps (or passes) first.
+    """
     metadata = model.dataset_metadata
-    if metadata.sampling == "poisson":
-        sampling = PoissonSampling(metadata.batch_size / metadata.nb_samples_train)
-    else:
-        sampling = UndeclaredSampling()
-    return GaussianStep(sampling, joint_noise_multiplier(model))
+    sampling = _SAMPLINGS[metadata.sampling](metadata)
+    count = epochs * (metadata.nb_steps_per_epochs if sampling.unit == "step" else 1)
+    step = (GaussianStep(sampling, joint_noise_multiplier(model)), count)
+    plans = (callback.planned_releases for callback in callbacks if hasattr(callback, "planned_releases"))
+    return [step, *(release for plan in plans for release in plan(epochs))]
 
 
-def get_eps_delta(model, epochs=None, accountant="rdp"):
+def get_eps_delta(model, epochs=None, accountant="rdp", *, relation=None, callbacks=()):
     """Privacy spent by a model, or by a plan.
 
     Args:
@@ -27,22 +48,23 @@ def get_eps_delta(model, epochs=None, accountant="rdp"):
         epochs: int or None. None prices the steps the model's ledger has counted, whatever made them; a number prices
             that many epochs of a fresh model, under the sampling its metadata declare.
         accountant: `"rdp"` (autodp), `"pld"` (dp-accounting, tighter), or an accountant object.
+        relation: `"add_or_remove_one"`, `"zero_out"`, `"replace_one"`, or None for that of the samplers: adding or
+            removing one example when all was Poisson-sampled, zeroing one example out otherwise
+            (`neighboring_relation(model.ledger.entries())`).
+        callbacks: with `epochs`, the callbacks of the plan: those that release something are priced too.
 
     Returns:
-        (epsilon, delta). Epsilon is infinite for a noise multiplier of 0 and where noise or batches were seeded. It
-        holds for adding or removing one example when all steps were Poisson-sampled, for zeroing one example out
-        otherwise (`neighboring_relation(model.ledger.entries())`).
+        (epsilon, delta). Epsilon is infinite for a noise multiplier of 0 and where noise or batches were seeded.
 
     Raises:
-        TypeError, ValueError: for arguments out of range.
+        TypeError, ValueError: for arguments out of range, and for a relation that cannot be priced.
     """
     parameters = model.dp_parameters
     if epochs is None:
         entries = model.ledger.entries()
     else:
         epochs = _checks.integer("get_eps_delta", "epochs", epochs, at_least=0)
-        steps = epochs * model.dataset_metadata.nb_steps_per_epochs
-        entries = [(planned_event(model), steps)]
-    epsilon = compute_epsilon(entries, parameters.delta, accountant)
+        entries = planned_entries(model, epochs, callbacks)
+    epsilon = compute_epsilon(entries, parameters.delta, accountant, relation)
     seeded = parameters.noise_seed is not None or model.ledger.seeded
     return (math.inf if seeded and epsilon > 0 else epsilon), parameters.delta

@@ -1,7 +1,7 @@
-"""Poisson sampling on `tf.data`: the batches behind an amplified epsilon, and a mark that says they are.
+"""Samplers on `tf.data`: how batches are drawn, and a mark that says so to the ledger.
 
-The mark is on the data set that `poisson_batches` returns and on nothing made from it: repeating, caching, shuffling or
-taking a part changes what is sampled, so such a data set counts as undeclared, which costs more epsilon and never less.
+The mark is on the data set that a sampler returns and on nothing made from it: repeating, caching, shuffling or taking
+a part changes what is sampled, so such a data set counts as undeclared, which costs more epsilon and never less.
 """
 
 import dataclasses
@@ -13,36 +13,145 @@ import numpy as np
 import tensorflow as tf
 
 from deel.lipdp import _checks
-from deel.lipdp.accounting.events import PoissonSampling
+from deel.lipdp.accounting.events import PoissonSampling, ShuffledSampling
 
-__all__ = ["SamplerInfo", "fixed_batch_size", "poisson_batches", "sampling_of"]
+__all__ = ["AugmultConfig", "Sampler", "fixed_batch_size", "poisson_batches", "sampling_of", "shuffled_batches"]
 
 _MARK = "_lipdp_sampler"
+
+# Numbers of the single draws of a seeded sampler, away from those of its passes.
+_FIRST_SINGLE = 2**62
 
 # Data sets that pass on the batches of the one before them.
 _KEEP_BATCHES = ("Map", "Prefetch", "Shuffle", "Repeat", "Take", "Skip", "Cache", "Options", "Cardinality")
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplerInfo:
-    """What a sampler does, for the ledger.
+class AugmultConfig:
+    """Augmentation multiplicity: an example enters a batch as the mean of several random views of itself.
+
+    The views of one example share its weight: each row counts 1 / `multiplicity`, so their gradients together stay
+    within the bound for one example, and neither noise nor epsilon changes (De et al., 2022, section 3.2).
 
     Args:
-        sampling: `PoissonSampling`, the event part that an accountant prices (neighbours: `add_or_remove_one`).
-        num_examples: int, number of training examples n.
-        batch_size: int, expected size B of a batch; the inclusion probability is exactly B / n.
-        steps: int, batches in one pass.
-        seeded: bool, whether the draws are reproducible. Amplification needs draws nobody knows: epsilon is then void.
+        multiplicity: int >= 1, views of each example.
+        augment: callable from images `(rows, height, width, channels)` to the same shape, on tensors, that treats rows
+            independently; for instance a Keras preprocessing layer. None: a random horizontal flip and a random shift
+            by up to a tenth, filled with zeros.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
     """
 
-    sampling: PoissonSampling
-    num_examples: int
-    batch_size: int
-    steps: int
-    seeded: bool = False
+    multiplicity: int
+    augment: object = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "multiplicity", _checks.integer("AugmultConfig", "multiplicity", self.multiplicity))
+        if self.augment is not None and not callable(self.augment):
+            raise TypeError(
+                _checks.message(
+                    "AugmultConfig", "augment to be callable or None", f"augment={self.augment!r}", "Pass a function."
+                )
+            )
+
+    def views(self, x, y):
+        """Returns the views of a batch, those of one example next to each other, with its label for each."""
+        augment = self.augment or _flip_and_shift()
+        return augment(tf.repeat(x, self.multiplicity, axis=0)), tf.repeat(y, self.multiplicity, axis=0)
 
 
-def poisson_batches(x, y, batch_size, *, steps=None, map_fn=None, seed=None):
+def _flip_and_shift():
+    import keras
+
+    return keras.Sequential(
+        [keras.layers.RandomFlip("horizontal"), keras.layers.RandomTranslation(0.1, 0.1, fill_mode="constant")]
+    )
+
+
+class Sampler:
+    """What draws the batches of a data set; `sampling_of` returns it, and a model reads it to know what to count.
+
+    Args:
+        sampling: `PoissonSampling` or `ShuffledSampling`, the event part that an accountant prices.
+        num_examples: int, number of training examples n.
+        batch_size: int, size B of a batch, the expected one for Poisson sampling.
+        steps: int, batches in one pass.
+        arrays: pair of tensors `(x, y)`, the examples.
+        seed: int or None.
+        multiplicity: int, rows that an example has in a batch.
+
+    Attributes:
+        seeded: bool, whether the draws are reproducible. Amplification needs draws nobody knows: epsilon is then void.
+        unit: str, what one count in a ledger stands for: `"step"` or `"pass"`.
+        steps_per_count: int, how many successive batches one count covers.
+    """
+
+    def __init__(self, sampling, num_examples, batch_size, steps, arrays, seed=None, multiplicity=1):
+        self.sampling = sampling
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.steps = steps
+        self.multiplicity = multiplicity
+        self.unit = sampling.unit
+        self.steps_per_count = steps if self.unit == "pass" else 1
+        self.seeded = seed is not None
+        self._arrays = arrays
+        self._seed = seed
+        self._passes = itertools.count()
+        self._singles = itertools.count(_FIRST_SINGLE)
+
+    def __getstate__(self):
+        raise TypeError("A Sampler holds private data and cannot be copied or pickled.")
+
+    def seek(self, pass_number):
+        """Makes the next pass the one of that number, for a seeded study that resumes; others draw anew anyway."""
+        self._passes = itertools.count(pass_number)
+
+    def draw(self):
+        """Yields the row numbers of each batch of one pass. `tf.data` calls this once per iterator."""
+        # So two iterators never share a generator.
+        generator = _generator(self._seed, next(self._passes))
+        yield from _DRAW[self.sampling.name](generator, self.num_examples, self.batch_size, self.steps)
+
+    def draw_batch(self):
+        """Draws one batch besides those of the passes, without augmentation.
+
+        Returns:
+            `(x, y)`, tensors, drawn with fresh randomness from the examples of a Poisson sampler.
+
+        Raises:
+            ValueError: for a sampler without Poisson sampling, whose batches do not stand on their own.
+        """
+        if not isinstance(self.sampling, PoissonSampling):
+            raise ValueError(
+                _checks.message(
+                    "Sampler.draw_batch",
+                    "a Poisson sampler",
+                    f"'{self.sampling.name}'",
+                    "Make the batches with poisson_batches.",
+                )
+            )
+        generator = _generator(self._seed, next(self._singles))
+        [rows] = _poisson_rows(generator, self.num_examples, self.batch_size, 1)
+        with tf.device("CPU:0"):
+            return tuple(tf.gather(array, rows) for array in self._arrays)
+
+
+def _poisson_rows(generator, n, batch_size, steps):
+    for _ in range(steps):
+        # An integer uniform on 0..n-1 is below B with probability B / n, with no rounding of that quotient.
+        yield np.flatnonzero(generator.integers(n, size=n) < batch_size)
+
+
+def _shuffled_rows(generator, n, batch_size, steps):
+    yield from np.array_split(generator.permutation(n), range(batch_size, n, batch_size))
+
+
+_DRAW = {PoissonSampling.name: _poisson_rows, ShuffledSampling.name: _shuffled_rows}
+
+
+def poisson_batches(x, y, batch_size, *, steps=None, map_fn=None, augmult=None, padded=False, seed=None):
     """Makes batches that each example enters independently, ready for `model.fit`.
 
     The size of a batch varies around `batch_size` and can be 0: a Poisson batch with nobody in it still is a step.
@@ -56,10 +165,15 @@ def poisson_batches(x, y, batch_size, *, steps=None, map_fn=None, seed=None):
         map_fn: callable `(x, y) -> (x, y)` on the tensors of a batch, or None; for instance random augmentation. It
             must treat examples independently and return one row for each (the batch may be empty): mixing examples, as
             MixUp or statistics of the batch do, voids the guarantee.
-        seed: int in [0, 2^64) or None. An int makes the draws reproducible, for tests only; see `SamplerInfo.seeded`.
+        augmult: `AugmultConfig` or None, several random views of each example, after `map_fn`.
+        padded: bool. True: batches have one size, a little above `batch_size`, filled up with rows of weight 0, for
+            compilers that want static shapes (`jit_compile=True`). The rare batch with more examples than that gets
+            twice the size (or three times, ...): none is ever dropped.
+        seed: int in [0, 2^64) or None. An int makes the draws reproducible, for tests only; see `Sampler.seeded`.
 
     Returns:
-        A `tf.data.Dataset` of `steps` pairs (x, y), marked for `sampling_of`.
+        A `tf.data.Dataset` of `steps` pairs (x, y), marked for `sampling_of`; of triples (x, y, weight) with `augmult`
+        or `padded`.
 
     Raises:
         TypeError: for an argument of the wrong type.
@@ -72,47 +186,76 @@ def poisson_batches(x, y, batch_size, *, steps=None, map_fn=None, seed=None):
     (0.1, 10)
     """
     who = "poisson_batches"
-    x, y = _numbers(who, "x", x), _numbers(who, "y", y)
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(
-            _checks.message(
-                who,
-                "x and y with the same number of examples, at least one",
-                f"len(x)={len(x)}, len(y)={len(y)}",
-                "Pass one label per example.",
-            )
-        )
-    n = len(x)
-    batch_size = _checks.integer(
-        who, "batch_size", batch_size, at_most=n, remedy="A batch cannot be larger than the training set."
-    )
-    steps = math.ceil(n / batch_size) if steps is None else _checks.integer(who, "steps", steps)
+    x, y, batch_size = _checked_arrays(who, x, y, batch_size)
+    steps = math.ceil(len(x) / batch_size) if steps is None else _checks.integer(who, "steps", steps)
+    capacity = _capacity(batch_size, len(x)) if padded else None
+    sampling = PoissonSampling(batch_size / len(x))
+    return _batches(who, x, y, batch_size, steps, sampling, map_fn, augmult, capacity, seed)
+
+
+def shuffled_batches(x, y, batch_size, *, map_fn=None, augmult=None, seed=None):
+    """Makes batches of one size, each example in one of them, in an order drawn anew for each pass.
+
+    Nothing is amplified: a pass costs one full release, under `zero_out` (one example replaced by a null record) or
+    `replace_one`, however early it is broken off. `poisson_batches` costs far less epsilon.
+
+    Args:
+        x, y, map_fn, augmult, seed: see `poisson_batches`.
+        batch_size: int in [1, n], size B of a batch; the last one of a pass is smaller where B does not divide n, and
+            its gradient is divided by B all the same.
+
+    Returns:
+        A `tf.data.Dataset` of `ceil(n / B)` pairs (x, y), marked for `sampling_of`; of triples (x, y, weight) with
+        `augmult`.
+
+    Raises:
+        TypeError, ValueError: as `poisson_batches`.
+    """
+    who = "shuffled_batches"
+    x, y, batch_size = _checked_arrays(who, x, y, batch_size)
+    steps = math.ceil(len(x) / batch_size)
+    return _batches(who, x, y, batch_size, steps, ShuffledSampling(), map_fn, augmult, None, seed)
+
+
+def _batches(who, x, y, batch_size, steps, sampling, map_fn, augmult, capacity, seed):
     if seed is not None:
         seed = _checks.integer(who, "seed", seed, at_least=0, at_most=2**64 - 1)
     if map_fn is not None and not callable(map_fn):
         raise TypeError(_checks.message(who, "map_fn to be callable or None", f"map_fn={map_fn!r}", ""))
-
-    passes = itertools.count()
-
-    def draw():
-        # tf.data calls this once per iterator, so two iterators never share a generator.
-        generator = _generator(seed, next(passes))
-        for _ in range(steps):
-            # An integer uniform on 0..n-1 is below B with probability B / n, with no rounding of that quotient.
-            yield np.flatnonzero(generator.integers(n, size=n) < batch_size)
-
+    if augmult is not None and not isinstance(augmult, AugmultConfig):
+        raise TypeError(_checks.message(who, "augmult to be an AugmultConfig or None", f"augmult={augmult!r}", ""))
     # Python draws the indices, TensorFlow gathers the rows: passing whole batches through Python is slower.
     # The device is pinned because tf.data runs on the CPU: on a GPU each batch would copy the whole array back.
     with tf.device("CPU:0"):
         x, y = tf.constant(x), tf.constant(y)
-    dataset = tf.data.Dataset.from_generator(draw, output_signature=tf.TensorSpec((None,), tf.int64))
+    multiplicity = augmult.multiplicity if augmult else 1
+    sampler = Sampler(sampling, len(x), batch_size, steps, (x, y), seed, multiplicity)
+    dataset = tf.data.Dataset.from_generator(sampler.draw, output_signature=tf.TensorSpec((None,), tf.int64))
     dataset = dataset.map(lambda rows: (tf.gather(x, rows), tf.gather(y, rows)))
     if map_fn is not None:
-        dataset = dataset.map(_checked(who, map_fn))
+        dataset = dataset.map(_checked(who, map_fn, 1))
+    if augmult is not None:
+        dataset = dataset.map(_checked(who, augmult.views, multiplicity))
+    if capacity is not None or augmult is not None:
+        dataset = dataset.map(lambda x, y: _weighted(x, y, 1.0 / multiplicity, capacity and capacity * multiplicity))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
-    info = SamplerInfo(PoissonSampling(batch_size / n), n, batch_size, steps, seeded=seed is not None)
-    setattr(dataset, _MARK, info)
+    setattr(dataset, _MARK, sampler)
     return dataset
+
+
+def _capacity(batch_size, n):
+    """Rows of a padded batch: six standard deviations above B, which one batch in a billion exceeds."""
+    return min(8 * math.ceil((batch_size + 6 * math.sqrt(batch_size * (1 - batch_size / n))) / 8), n)
+
+
+def _weighted(x, y, weight, capacity):
+    """Gives each row its weight, and fills the batch up to a multiple of `capacity` with rows of weight 0."""
+    rows = tf.shape(x)[0]
+    weights = tf.fill([rows], tf.constant(weight, tf.float32))
+    if capacity is None:
+        return x, y, weights
+    missing = tf.maximum(1, -(-rows // capacity)) * capacity - rows
+    return tuple(tf.pad(part, [[0, missing], *[[0, 0]] * (len(part.shape) - 1)]) for part in (x, y, weights))
 
 
 def sampling_of(dataset):
@@ -122,11 +265,11 @@ def sampling_of(dataset):
         dataset: any object.
 
     Returns:
-        The `SamplerInfo` of a data set made by `poisson_batches`; None for anything else, also for a data set derived
-        from one (`.map`, `.take`, `.repeat`, `.cache`, ...).
+        The `Sampler` of a data set made by `poisson_batches` or `shuffled_batches`; None for anything else, also for a
+        data set derived from one (`.map`, `.take`, `.repeat`, `.cache`, ...).
     """
-    info = getattr(dataset, _MARK, None)
-    return info if isinstance(info, SamplerInfo) else None
+    sampler = getattr(dataset, _MARK, None)
+    return sampler if isinstance(sampler, Sampler) else None
 
 
 def fixed_batch_size(dataset):
@@ -157,6 +300,21 @@ def _generator(seed, pass_number):
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def _checked_arrays(who, x, y, batch_size):
+    x, y = _numbers(who, "x", x), _numbers(who, "y", y)
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            _checks.message(
+                who,
+                "x and y with the same number of examples, at least one",
+                f"len(x)={len(x)}, len(y)={len(y)}",
+                "Pass one label per example.",
+            )
+        )
+    remedy = "A batch cannot be larger than the training set."
+    return x, y, _checks.integer(who, "batch_size", batch_size, at_most=len(x), remedy=remedy)
+
+
 def _numbers(who, name, value):
     value = np.asarray(value)
     if value.ndim == 0 or value.dtype.kind not in "biuf":
@@ -171,17 +329,17 @@ def _numbers(who, name, value):
     return value
 
 
-def _checked(who, map_fn):
-    """Wraps `map_fn` so that it stays a map over examples: two outputs, a row in, a row out."""
+def _checked(who, map_fn, multiplicity):
+    """Wraps `map_fn` so that it stays a map over examples: two outputs, a row in, `multiplicity` rows out."""
 
     def apply(x, y):
         result = map_fn(x, y)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise TypeError(_checks.message(who, "map_fn to return a pair (x, y)", f"{result!r}", ""))
         new_x, new_y = (tf.convert_to_tensor(part) for part in result)
-        rows = tf.shape(x)[0]
-        text = _checks.message(who, "map_fn to return one row per example", "another number of rows", "")
-        # An example with two rows would count twice in the sum of gradients, beyond the bound for one.
+        rows = tf.shape(x)[0] * multiplicity
+        text = _checks.message(who, f"{multiplicity} row(s) per example from map_fn", "another number of rows", "")
+        # An example with a row too many would count twice in the sum of gradients, beyond the bound for one.
         checks = [tf.debugging.assert_equal(tf.shape(part)[0], rows, message=text) for part in (new_x, new_y)]
         with tf.control_dependencies(checks):
             return tf.identity(new_x), tf.identity(new_y)

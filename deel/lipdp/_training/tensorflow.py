@@ -2,18 +2,19 @@
 
 import dataclasses
 import logging
-import os
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from deel.lipdp import _linalg, _scalars
+from deel.lipdp._training.noise_source import NoiseSource
 from deel.lipdp.accounting import GaussianStep
 
 __all__ = [
     "CertifiedWeights",
     "NoiseSource",
+    "PassPosition",
     "StepPlan",
     "StepScales",
     "per_example_gradient_norms",
@@ -52,61 +53,45 @@ class StepPlan:
         scales: `StepScales`, or None where a clip value moves: each step then computes them from its present value.
         batch_size: int, B, by which sum and noise are divided.
         loss_weight: float in [0, 1].
+        steps_per_count: int, how many successive steps one count of the event covers: a pass of disjoint batches is one
+            release.
+        multiplicity: int, rows of an example in a batch, which share its weight.
     """
 
     event: GaussianStep
     scales: StepScales | None
     batch_size: int
     loss_weight: float
+    steps_per_count: int = 1
+    multiplicity: int = 1
 
 
-class NoiseSource:
-    """Gaussian noise from a 128-bit key and a counter that never repeats within the life of the key.
+class PassPosition:
+    """Where in a pass over the data the training is, so that each pass is counted once, at its first step.
 
-    The key comes from the operating system, or from a seed for tests and studies. It is in no checkpoint, log or
-    config. Philox, the generator, is fast and statistically sound; it is not a cryptographic one.
-
-    Args:
-        seed: int or None.
+    Keras starts a new pass when the one before is exhausted or a new `fit` begins, and never else.
     """
 
-    def __init__(self, seed=None):
-        self.seeded = seed is not None
-        if seed is None:
-            key = np.frombuffer(os.urandom(16), dtype=np.int64)
-        else:
-            key = np.random.SeedSequence(seed).generate_state(2, np.uint64).view(np.int64)
-        self._key = tf.Variable(key, trainable=False, name="noise_key")
-        self.draws = tf.Variable(0, dtype=tf.int64, trainable=False, name="noise_draws")
+    def __init__(self):
+        self._drawn = tf.Variable(0, dtype=tf.int64, trainable=False, name="batches_drawn")
+        self._counted = tf.Variable(-1, dtype=tf.int64, trainable=False, name="last_count")
 
-    def __getstate__(self):
-        raise TypeError("NoiseSource holds a secret key and cannot be copied or pickled.")
+    def start_anew(self):
+        """Says that the next batch is the first of a pass."""
+        self._drawn.assign(0)
+        self._counted.assign(-1)
 
-    def add(self, gradients, stddevs):
-        """Adds independent noise to each tensor; one call of the generator for all of them.
+    def due(self, steps_per_count):
+        """int64 tensor: 1 if a step on the present batch has to be counted, 0 if its pass was counted before."""
+        return tf.cast(self._drawn // steps_per_count != self._counted, tf.int64)
 
-        Two normals are added and divided by sqrt(2): TensorFlow's generator cuts a single one off at 5.68 standard
-        deviations, their sum at 8.03. The draw's number goes into the key directly, which keeps all its 128 bits
-        (folding it in with `stateless_fold_in` would keep 64).
+    def count(self, steps_per_count):
+        """Notes that the pass of the present batch was counted."""
+        return self._counted.assign(self._drawn // steps_per_count)
 
-        Args:
-            gradients: list of tensors.
-            stddevs: list of float or scalar tensor, one for each tensor.
-
-        Returns:
-            list of tensors.
-        """
-        if all(_scalars.is_constant(stddev) and stddev == 0 for stddev in stddevs):
-            return list(gradients)
-        draw = self.draws.assign_add(1)
-        seed = tf.stack([tf.bitwise.bitwise_xor(self._key[0], draw), self._key[1]])
-        sizes = [int(np.prod(g.shape)) for g in gradients]
-        normals = tf.random.stateless_normal([2, sum(sizes)], seed, alg="philox")
-        noise = tf.split((normals[0] + normals[1]) * np.float32(np.sqrt(0.5)), sizes)
-        return [
-            g + tf.cast(tf.reshape(n, g.shape), g.dtype) * tf.cast(stddev, g.dtype)
-            for g, n, stddev in zip(gradients, noise, stddevs, strict=True)
-        ]
+    def advance(self):
+        """Goes on to the next batch."""
+        self._drawn.assign_add(1)
 
 
 class CertifiedWeights:
@@ -202,32 +187,30 @@ def _regularizer_gradients(variables):
     return tape.gradient(penalties, [v.value for v in variables])
 
 
-def _update_metrics(model, x, y, y_pred, losses, sample_weight, weights):
+def _update_metrics(model, multiplicity, x, y, y_pred, losses, sample_weight, weights):
+    present = weights > 0
+    count = tf.reduce_sum(tf.cast(present, losses.dtype)) / multiplicity
+    model.update_loss(tf.math.divide_no_nan(tf.reduce_sum(losses), count), count)
     if not model.jit_compile:
         # Keras's unweighted metrics ignore the weight; an example of weight 0 took no part in the step.
-        present = weights > 0
-        y, y_pred, losses = (tf.boolean_mask(t, present) for t in (y, y_pred, losses))
-        if sample_weight is not None:
-            sample_weight = tf.boolean_mask(weights, present)
-    count = tf.cast(tf.shape(losses)[0], losses.dtype)
-    model.update_loss(tf.math.divide_no_nan(tf.reduce_sum(losses), count), count)
-    model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        y, y_pred = (tf.boolean_mask(t, present) for t in (y, y_pred))
+        weights = tf.boolean_mask(weights, present)
+    weighted = model.jit_compile or sample_weight is not None
+    model.compute_metrics(x, y, y_pred, sample_weight=weights if weighted else None)
 
 
-def private_step(model, plan, certified, x, y, sample_weight):
+def private_step(model, plan, certified, due, x, y, sample_weight):
     """One step of training: see the package documentation for the order and why it is the proof.
 
     Args:
         model: the model, with its `ledger`, `add_noise` and `optimizer`.
         plan: `StepPlan`.
         certified: `CertifiedWeights` of the model.
+        due: int64 tensor, how many counts of the event this step adds.
         x, y, sample_weight: the batch; `sample_weight` may be None.
     """
     variables = model.trainable_variables
-    # The batch first: in a data set of unknown length the last, failing fetch must not be counted as a step.
-    # (Of the identities, since a function keeps no control edge that starts at its own arguments.)
-    with tf.control_dependencies([tf.identity(t) for t in tf.nest.flatten((x, y))]):
-        count = model.ledger.counter(plan.event).value.assign_add(1)
+    count = model.ledger.counter(plan.event).value.assign_add(due)
     certified.restore()
     weights = _weights(sample_weight, tf.shape(y)[0]) * plan.loss_weight
     if not model.jit_compile:  # XLA has no such fault, and no tensors of two sizes
@@ -246,7 +229,7 @@ def private_step(model, plan, certified, x, y, sample_weight):
     ]
     model.optimizer.apply(gradients, variables)  # also projects every constrained variable
     certified.certify()
-    _update_metrics(model, x, y, y_pred, losses, sample_weight, weights)
+    _update_metrics(model, plan.multiplicity, x, y, y_pred, losses, sample_weight, weights)
 
 
 def _log_step(model, scales, gradients):
