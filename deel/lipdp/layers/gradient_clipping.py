@@ -23,7 +23,7 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
         clip_value: float > 0, largest Euclidean norm of one example's cotangent.
         dynamic: bool. False: the value is a constant. True: `layer.clip_value = c` may change it at any time, between
             two steps of `fit` too, and the noise of the steps that follow is scaled to it. A value chosen by looking at
-            private data is a release of its own, which the ledger does not count here.
+            private data is a release of its own: the callbacks of `deel.lipdp.dynamic` count theirs.
         **kwargs: `name`, `dtype`.
 
     Input shape: `(batch, ...)`.
@@ -50,6 +50,11 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
                 initializer=keras.initializers.Constant(self._clip_value),
                 trainable=False,
             )
+
+    @property
+    def clip_limits(self):
+        """(smallest, largest) value that a moving clip value can have."""
+        return _SMALLEST_CLIP, _LARGEST_CLIP
 
     def _checked(self, value):
         limits = {"at_least": _SMALLEST_CLIP, "at_most": _LARGEST_CLIP} if self.dynamic else {"above": 0.0}
