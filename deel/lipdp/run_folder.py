@@ -12,7 +12,7 @@ from deel.lipdp import _checks
 
 __all__ = ["FILES", "check_output", "new_run_folder", "write_curve", "write_json"]
 
-FILES = ("history.json", "privacy.json", "metrics.json", "model.keras", "curve.png")
+FILES = ("history.json", "privacy.json", "privacy_card.md", "metrics.json", "model.keras", "curve.png")
 
 
 def _refuse(expected, received, remedy):

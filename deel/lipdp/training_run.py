@@ -1,30 +1,25 @@
 """One private training from data to run folder: the work behind `lipdp train`."""
 
 import dataclasses
-import importlib.metadata
-import json
 import pathlib
-import platform
 import sys
 import time
 
 import keras
 
 from deel.lipdp import _checks, run_folder
-from deel.lipdp.accounting import calibrate_noise, neighboring_relation
-from deel.lipdp.bounds import compute_gradient_bounds
+from deel.lipdp.accounting import calibrate_noise
 from deel.lipdp.callbacks import DP_Accountant
 from deel.lipdp.noise import get_noise_multiplier_coefs, noise_multiplier_for
 from deel.lipdp.parameters import STRATEGIES, DatasetMetadata, DPParameters
 from deel.lipdp.pipeline import default_delta_value, load_images
-from deel.lipdp.privacy import get_eps_delta
 from deel.lipdp.recipes import RECIPES, build_model
 from deel.lipdp.sampling import poisson_batches
+from deel.lipdp.statement import save_privacy_statement
 
-__all__ = ["TrainingRun", "privacy_report", "train"]
+__all__ = ["TrainingRun", "train"]
 
 _EVALUATION_BATCH = 1000
-_LIBRARIES = ("lipdp", "keras", "tensorflow", "numpy", "scipy", "deel-lip", "dp-accounting", "autodp")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,7 +131,7 @@ def train(
         )
         test = model.evaluate(data.x_test, data.y_test, batch_size=_EVALUATION_BATCH, verbose=0, return_dict=True)
         history = run_folder.write_json(folder / "history.json", fitted.history)
-        privacy = run_folder.write_json(folder / "privacy.json", privacy_report(model, epsilon))
+        privacy = save_privacy_statement(model, folder, epsilon)
         settings = {
             "dataset": dataset,
             "epsilon": epsilon,
@@ -172,68 +167,3 @@ def _recipe(who, dataset, overrides):
     _checks.integer(who, "epochs", recipe.epochs)
     _checks.number(who, "learning_rate", recipe.learning_rate, above=0.0)
     return recipe
-
-
-def privacy_report(model, target_epsilon=None):
-    """What a trained model has spent, under which assumptions, in numbers and in words.
-
-    Args:
-        model: a `DP_Sequential` or `DP_Model` after `fit` on `poisson_batches`.
-        target_epsilon: float or None, the budget it was calibrated for.
-
-    Returns:
-        dict for `privacy.json`. Every epsilon is None if noise or batches were seeded.
-    """
-    parameters, metadata = model.dp_parameters, model.dataset_metadata
-    entries = model.ledger.entries()
-    [(event, steps)] = entries  # one fit, one sampler, one multiplier
-    seeded = parameters.noise_seed is not None or model.ledger.seeded
-    prices = {name: None if seeded else get_eps_delta(model, accountant=name)[0] for name in ("pld", "rdp")}
-    return {
-        "epsilon": prices["pld"],
-        "delta": parameters.delta,
-        "epsilon_pld": prices["pld"],
-        "epsilon_rdp": prices["rdp"],
-        "target_epsilon": target_epsilon,
-        "seeded": seeded,
-        "neighboring_relation": neighboring_relation(entries),
-        "sampling": event.sampling.name,
-        "sampling_probability": event.sampling.sampling_probability,
-        "num_examples": metadata.nb_samples_train,
-        "batch_size": metadata.batch_size,
-        "steps": steps,
-        "strategy": parameters.noisify_strategy,
-        "noise_multiplier": parameters.noise_multiplier,
-        "joint_noise_multiplier": event.noise_multiplier,
-        "bounds": compute_gradient_bounds(model),
-        "ledger": json.loads(model.ledger.to_json()),
-        "statement": _statement(prices["pld"], parameters.delta, metadata, event, steps),
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
-
-
-def _versions():
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
-
-
-def _statement(epsilon, delta, metadata, event, steps):
-    if epsilon is None:
-        return (
-            "No privacy: noise and batches come from a known seed, so that the noise can be subtracted. "
-            "This run is for studies on public data."
-        )
-    return (
-        f"The weights, at every step and at the end, are ({epsilon:.4f}, {delta:g})-differentially private. "
-        "The unit of protection is one training example: adding or removing any single one changes the probability of "
-        "any outcome by a factor of at most exp(epsilon), up to delta. Someone with k examples in the data is "
-        "protected less. "
-        f"This holds for {steps} steps of Gaussian noise with joint multiplier {event.noise_multiplier:.6g}, which "
-        f"each example enters independently with probability {metadata.batch_size} / {metadata.nb_samples_train} "
-        "(the sampler of this run draws so), as long as nobody learns the random draws. "
-        "Not protected: the loss and accuracy on training data (history.json, curve.png); the held-out validation and "
-        "test examples, on which exact metrics are reported; and any choice made by looking at such metrics, of "
-        "hyper-parameters or of one run among several: each run spends its own epsilon. "
-        f"The number of examples ({metadata.nb_samples_train}), the batch size ({metadata.batch_size}), the "
-        "architecture and the other settings count as public constants. Attacks on floating-point rounding are outside "
-        "the proof."
-    )
