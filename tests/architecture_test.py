@@ -19,8 +19,9 @@ LEVELS = [
     ["_checks", "_reporting", "parameters", "accounting"],
     ["_scalars", "_convolution", "_linalg", "layers", "losses", "_replacements"],
     ["bounds", "noise", "privacy"],
-    ["_training", "sampling", "ledger", "_private_model", "callbacks", "model", "sensitivity"],
-    ["_datasets", "pipeline", "recipes", "run_folder", "training_run", "testing"],
+    ["_training", "sampling", "ledger", "_private_model"],
+    ["checkpoints", "callbacks", "dynamic", "model", "sensitivity"],
+    ["_datasets", "pipeline", "recipes", "run_folder", "statement", "training_run", "testing", "audit", "utils"],
     ["conversion", "cli", "__main__"],
 ]
 ORDER = {name: index for index, name in enumerate(sum(LEVELS, []))}

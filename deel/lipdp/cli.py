@@ -200,6 +200,32 @@ def epsilon_(
 
 
 @app.command()
+def audit(
+    epsilon: Annotated[float, typer.Option(help="What an audited step declares; around 2 the audits find most.")] = 2.0,
+    delta: Annotated[float, typer.Option(help="Probability that the guarantee leaves out.")] = 1e-4,
+    canaries: Annotated[int, typer.Option(help="Canaries in each of the 20 trainings of the one-run audit.")] = 200,
+    confidence: Annotated[
+        float, typer.Option(help="Of the one-run audit: a sound step fails it at most this rarely, 1 - confidence.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of canaries, coins and batches. The noise is secret all the same.")] = 0,
+):
+    """Try to catch the training step of the digits recipe giving away more than it declares; exit 1 if it does."""
+    from deel.lipdp.audit import audit_recipe
+
+    passed = True
+    for name, report, power in audit_recipe(epsilon, delta=delta, canaries=canaries, confidence=confidence, seed=seed):
+        typer.echo(f"{name:<12}  {report.verdict}")
+        typer.echo(f"{'':<12}  {power}")
+        passed = passed and report.passed
+    typer.echo(
+        "A pass proves nothing. A sound step fails each of the first two with probability 0.001 at most, the last with "
+        f"{1 - confidence:.2g}."
+    )
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def calibrate(
     epsilon: Annotated[float, typer.Option(help="Target, by the PLD accountant.")],
     num_examples: Annotated[int, typer.Option(help="Number of training examples n.")],

@@ -1,0 +1,99 @@
+"""All audits of one recipe: the work behind `lipdp audit`."""
+
+import dataclasses
+
+import numpy as np
+
+from deel.lipdp import _checks
+from deel.lipdp.accounting import calibrate_noise
+from deel.lipdp.audit._recording import ExampleGradients
+from deel.lipdp.audit._statistics import gaussian_distance, gaussian_epsilon, mechanism_power, one_run_power
+from deel.lipdp.audit.examples import hard_examples
+from deel.lipdp.audit.mechanism import audit_mechanism
+from deel.lipdp.audit.one_run import audit_one_run
+from deel.lipdp.audit.sensitivity import audit_sensitivity
+from deel.lipdp.parameters import DatasetMetadata, DPParameters
+from deel.lipdp.pipeline import load_images
+from deel.lipdp.recipes import RECIPES, build_model
+
+__all__ = ["audit_recipe"]
+
+_RUNS = 20
+_TRIALS = 600
+_FALSE_ALARM = 1e-3
+_BATCH = 32
+
+
+def audit_recipe(epsilon, *, delta=1e-4, canaries=200, confidence=0.95, seed=0):
+    """Audits the training step of the digits recipe, on public data.
+
+    Each audited training is of one step that everyone takes part in, with the noise for which that costs `epsilon`:
+    sampling would only hide what a step gives away. The one-run audit trains 20 times, on 20 times the canaries.
+
+    Args:
+        epsilon: float > 0, what one audited step declares at `delta`.
+        delta: float in (0, 1).
+        canaries: int >= 32, of each training of the one-run audit. More of them are more alike.
+        confidence: float in (0, 1), of the one-run audit: a sound mechanism fails it at most this rarely,
+            `1 - confidence`. The other two audits fail one at most once in a thousand times.
+        seed: int, of canaries, coins and batches. The noise is secret, except that of the sensitivity audit.
+
+    Yields:
+        (name, report, power): the name of an audit, its report, and a str that says what it can find.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+    """
+    who = "audit_recipe"
+    canaries = _checks.integer(who, "canaries", canaries, at_least=_BATCH)
+    confidence = _checks.number(who, "confidence", confidence, above=0.0, below=1.0)
+    seed = _checks.integer(who, "seed", seed, at_least=0)
+    multiplier = calibrate_noise(epsilon, delta, canaries, canaries, 1, accountant="pld")
+    data, recipe = load_images("digits"), RECIPES["digits"]
+    metadata = DatasetMetadata(
+        input_shape=data.x_train.shape[1:],
+        nb_samples_train=canaries,
+        batch_size=canaries,
+        max_norm=data.max_norm,
+        nb_classes=len(data.class_names),
+    )
+    first = build_model(recipe, DPParameters("optimal", multiplier, delta), metadata)
+    weights = first.get_weights()
+
+    def build(batch_size=canaries, noise_seed=None):
+        parameters = DPParameters("optimal", multiplier, delta, noise_seed)
+        model = build_model(recipe, parameters, dataclasses.replace(metadata, batch_size=batch_size))
+        model.set_weights(weights)  # those the canaries are chosen for
+        return model
+
+    labels = np.eye(len(data.class_names), dtype="float32")
+    candidates = {"candidates": data.x_train[:canaries], "tries": 3 * canaries, "seed": seed}
+    x, y = hard_examples(first, labels, canaries, **candidates)
+
+    report = audit_sensitivity(lambda: build(_BATCH, seed), x, y, pairs_per_step=2, false_alarm=_FALSE_ALARM, seed=seed)
+    shortfall = max(1.0 - quantile for quantile in report.noise_quantiles.values())
+    attained = ", ".join(f"{key} {report.distances[key] / bound:.0%}" for key, bound in report.bounds.items())
+    yield (
+        "sensitivity",
+        report,
+        f"finds noise too small by {shortfall:.1%}, and bounds below what its examples attain: {attained}",
+    )
+
+    report = audit_mechanism(build, x, y, trials=_TRIALS, false_alarm=_FALSE_ALARM)
+    distance = 2 * report.attained * report.declared_distance
+    power = mechanism_power(distance, report.declared_distance, report.trials, report.false_alarm)
+    yield "mechanism", report, f"finds halved noise with probability {power:.3f}"
+
+    x, y = hard_examples(first, labels, canaries, distinct=True, **candidates)
+    gradients = ExampleGradients(first)(x, y)
+    report = audit_one_run(build, x, y, runs=_RUNS, confidence=confidence, seed=seed)
+    power = one_run_power(
+        gaussian_epsilon(2 * gaussian_distance(report.declared_epsilon, delta), delta),
+        report.declared_epsilon,
+        delta,
+        report.canaries,
+        report.guesses,
+        confidence,
+        products=gradients @ gradients.T,
+    )
+    yield "one run", report, f"finds halved noise with probability {power:.3f}"

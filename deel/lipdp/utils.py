@@ -1,0 +1,278 @@
+"""Metrics and reports beside training: robust AUROC, membership inference, signal to noise.
+
+What the callbacks report is computed on private data and is not covered by epsilon.
+"""
+
+import logging
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lipdp import _checks, _reporting
+
+__all__ = [
+    "CertifiableAUROC",
+    "PrivacyMetrics",
+    "ScaledAUC",
+    "SignaltoNoiseAverage",
+    "SignaltoNoiseHistogram",
+    "membership_inference",
+]
+
+_logger = logging.getLogger(__name__)
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class ScaledAUC(keras.metrics.AUC):
+    """Area under the ROC curve of scores in logits, for binary or anomaly detection.
+
+    Keras's AUC wants probabilities and compares them with evenly spaced thresholds, between which the small scores of a
+    1-Lipschitz network would all fall together. Scores are multiplied by `scale` and pass a sigmoid first: a growing
+    function changes no ROC curve, only how finely it is sampled.
+
+    Args:
+        scale: float > 0, one over a typical size of a score.
+        name: str.
+        **kwargs: as in `keras.metrics.AUC`, for instance `num_thresholds`.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+    """
+
+    def __init__(self, scale=1.0, name="scaled_auc", **kwargs):
+        kwargs.pop("from_logits", None)
+        super().__init__(name=name, **kwargs)
+        self.scale = _checks.number(type(self).__name__, "scale", scale, above=0.0)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(y_true, ops.sigmoid(self.scale * ops.cast(y_pred, self.dtype)), sample_weight)
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class CertifiableAUROC(ScaledAUC):
+    """AUROC that no adversary can push lower by moving each input by at most `radius`, for 1-Lipschitz scores.
+
+    Bounds: a score moves by at most `radius`, so positives are counted at their score less `radius` and negatives at
+    theirs plus `radius`. All pairs of a positive and a negative that are still in order stay so under any attack. For
+    scores with another Lipschitz constant pass the product of the two. At radius 0 it is the plain AUROC.
+
+    Args:
+        radius: float >= 0, Euclidean norm of the perturbation of one input, in the units of the model's input.
+        scale: float > 0, as in `ScaledAUC`.
+        name: str.
+        **kwargs: as in `keras.metrics.AUC`.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+    """
+
+    def __init__(self, radius, scale=1.0, name="certifiable_auroc", **kwargs):
+        super().__init__(scale=scale, name=name, **kwargs)
+        self.radius = _checks.number(type(self).__name__, "radius", radius, at_least=0.0)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_pred = ops.cast(y_pred, self.dtype)
+        y_true = ops.reshape(ops.cast(y_true, self.dtype), ops.shape(y_pred))
+        super().update_state(y_true, ops.where(y_true > 0.5, y_pred - self.radius, y_pred + self.radius), sample_weight)
+
+    def get_config(self):
+        return {**super().get_config(), "radius": self.radius}
+
+
+def membership_inference(members, non_members, labels=None, *, folds=5, seed=0):
+    """Attacks that tell training examples from others, by the loss alone and by all features together.
+
+    The threshold attack calls the examples of smaller loss members (Yeom et al., 2018). The logistic regression is
+    fitted on the features of one part of the examples and tested on the others, in turn, so that it is scored on none
+    it has seen. These are weak attacks: an AUC near 0.5 does not show privacy, one far above shows the lack of it.
+
+    Args:
+        members, non_members: pairs (losses, features) of arrays of shapes (n,) and (n, width), for instance the logits.
+        labels: pair of int arrays (n,), the classes of members and non-members, or None for no report by class.
+        folds: int >= 2, parts of the examples in turn tested.
+        seed: int, of the partition.
+
+    Returns:
+        dict, `"all"` or `"class <label>"` -> dict of floats `threshold_auc`, `threshold_advantage`, `logistic_auc` and
+        `logistic_advantage`. An advantage is the largest difference of true and false positive rates, in [0, 1]; it is
+        the best over thresholds for these very examples, so a little above 0 where there is nothing to find. Classes
+        with fewer than `folds` examples on either side are left out.
+
+    Raises:
+        ImportError: without scikit-learn.
+        TypeError, ValueError: for arrays that do not match, or fewer than `folds` examples on either side.
+    """
+    who = "membership_inference"
+    folds = _checks.integer(who, "folds", folds, at_least=2)
+    losses = [np.asarray(side[0], "float64").reshape(-1) for side in (members, non_members)]
+    features = [np.asarray(side[1], "float64").reshape(len(side[1]), -1) for side in (members, non_members)]
+    sizes = [len(side) for side in losses]
+    if [len(side) for side in features] != sizes or min(sizes) < folds:
+        received = f"{sizes} losses and {[len(side) for side in features]} rows of features"
+        raise ValueError(_checks.message(who, f"one row of features for each loss, at least {folds}", received, ""))
+    member = np.repeat([1, 0], sizes)
+    losses = np.concatenate(losses)
+    features = np.column_stack([losses, np.concatenate(features)])
+    groups = {"all": np.ones(len(member), bool)}
+    if labels is not None:
+        classes = np.concatenate([np.asarray(side).reshape(-1) for side in labels])
+        groups |= {f"class {label}": classes == label for label in np.unique(classes)}
+    return {
+        name: _attack(losses[rows], features[rows], member[rows], folds, seed)
+        for name, rows in groups.items()
+        if min(np.sum(member[rows]), np.sum(1 - member[rows])) >= folds
+    }
+
+
+def _attack(losses, features, member, folds, seed):
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_auc_score, roc_curve
+        from sklearn.model_selection import StratifiedKFold, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise ImportError("membership_inference needs scikit-learn: pip install scikit-learn") from error
+
+    attacker = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    scores = {
+        "threshold": -losses,
+        "logistic": cross_val_predict(attacker, features, member, cv=splits, method="decision_function"),
+    }
+    result = {}
+    for name, score in scores.items():
+        false_positives, true_positives, _ = roc_curve(member, score)
+        result[f"{name}_auc"] = float(roc_auc_score(member, score))
+        result[f"{name}_advantage"] = float(np.max(true_positives - false_positives))
+    return result
+
+
+class PrivacyMetrics(keras.callbacks.Callback):
+    """Attacks the model by membership inference at the end of training, or every few epochs, and logs the result.
+
+    Reads private data, and its report is not covered by epsilon.
+
+    Args:
+        np_dataset: `(x_train, y_train, x_test, y_test)`, arrays; labels as the loss takes them. The test examples must
+            not have been trained on; take as many of the training examples as you like.
+        log_fn: `"all"`, `"logging"`, `"wandb"` or a callable that gets a dict: `"<group>/<measure>"` -> float (see
+            `membership_inference`), and `epoch`.
+        every: int or None, epochs between two attacks; None: only when training ends.
+        batch_size: int, of prediction.
+
+    Attributes:
+        results: dict, what the last attack returned.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+    """
+
+    def __init__(self, np_dataset, log_fn="all", every=None, batch_size=256):
+        super().__init__()
+        who = "PrivacyMetrics"
+        if not isinstance(np_dataset, (tuple, list)) or len(np_dataset) != 4:
+            raise ValueError(
+                _checks.message(
+                    who, "(x_train, y_train, x_test, y_test)", f"{type(np_dataset).__name__}", "Pass four arrays."
+                )
+            )
+        x_train, y_train, x_test, y_test = (np.asarray(array) for array in np_dataset)
+        self._sides = (x_train, y_train), (x_test, y_test)
+        self._log = _reporting.resolve_log_fn(log_fn)
+        self.every = None if every is None else _checks.integer(who, "every", every)
+        self.batch_size = _checks.integer(who, "batch_size", batch_size)
+        self.results = {}
+        self._epoch = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._epoch = epoch + 1
+        if self.every is not None and self._epoch % self.every == 0:
+            self.attack()
+
+    def on_train_end(self, logs=None):
+        if self.every is None:
+            self.attack()
+
+    def attack(self):
+        """Runs the attacks on the present model, logs and returns what `membership_inference` found."""
+        _logger.warning("PrivacyMetrics reads losses of single training examples, which epsilon does not cover.")
+        sides = [self._losses_and_outputs(x, y) for x, y in self._sides]
+        self.results = membership_inference(*sides, labels=[_classes(y) for _, y in self._sides])
+        flat = {f"{group}/{name}": value for group, part in self.results.items() for name, value in part.items()}
+        self._log({**flat, "epoch": self._epoch})
+        return self.results
+
+    def _losses_and_outputs(self, x, y):
+        outputs = self.model.predict(x, batch_size=self.batch_size, verbose=0)
+        loss = keras.losses.get(self.model.loss)
+        # One call for each example: whatever the reduction of the loss, none of it is shared.
+        losses = [ops.mean(loss(y[i : i + 1], outputs[i : i + 1])) for i in range(len(y))]
+        return ops.convert_to_numpy(ops.stack(losses)), outputs
+
+
+def _classes(y):
+    """Class of each label: one-hot, one score in [0, 1] or {-1, 1}, or an integer."""
+    y = y.reshape(len(y), -1)
+    return y.argmax(axis=1) if y.shape[1] > 1 else y[:, 0].astype(int)
+
+
+class SignaltoNoiseAverage(keras.callbacks.Callback):
+    """Logs at the end of each epoch how long the mean gradient of a batch is beside the bound for one example.
+
+    Reads private data, and its report is not covered by epsilon; see `signal_to_noise_average` of the model.
+
+    Args:
+        batch: `(x, y)` or `(x, y, sample_weight)`, exactly `batch_size` examples.
+        log_fn: `"all"`, `"logging"`, `"wandb"` or a callable that gets a dict: `"signal_to_noise/<variable>"` -> float,
+            and `epoch`.
+    """
+
+    def __init__(self, batch, log_fn="all"):
+        super().__init__()
+        self.batch = batch
+        self._log = _reporting.resolve_log_fn(log_fn)
+
+    def on_epoch_end(self, epoch, logs=None):
+        ratios, _, _ = self.model.signal_to_noise_average(self.batch)
+        values = {f"signal_to_noise/{key}": float(ratio) for key, ratio in ratios.items()}
+        self._log({**values, "epoch": epoch + 1})
+
+
+class SignaltoNoiseHistogram(keras.callbacks.Callback):
+    """Logs at the end of each epoch how the gradient norms of single examples, over their bounds, are spread out.
+
+    Reads private data, and its report is not covered by epsilon; see `signal_to_noise_elementwise` of the model.
+
+    Args:
+        batch: `(x, y)` or `(x, y, sample_weight)`, any number of examples.
+        log_fn: `"all"`, `"logging"`, `"wandb"` or a callable that gets a dict:
+            `"signal_to_noise/<variable>/q<percent>"` -> float for the quantiles 5, 25, 50, 75 and 95 percent,
+            `"signal_to_noise/<variable>/histogram"` -> list of counts in `bins` equal parts of [0, 1], and `epoch`.
+        bins: int, parts of the histogram.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+    """
+
+    def __init__(self, batch, log_fn="all", bins=20):
+        super().__init__()
+        self.batch = batch
+        self.bins = _checks.integer("SignaltoNoiseHistogram", "bins", bins)
+        self._log = _reporting.resolve_log_fn(log_fn)
+
+    def on_epoch_end(self, epoch, logs=None):
+        ratios, _, _ = self.model.signal_to_noise_elementwise(self.batch)
+        values = {}
+        for key, ratio in ratios.items():
+            name = f"signal_to_noise/{key}"
+            quantiles = np.quantile(ratio, _QUANTILES)
+            values |= {f"{name}/q{round(100 * q)}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
+            values[f"{name}/histogram"] = np.histogram(np.clip(ratio, 0, 1), self.bins, (0, 1))[0].tolist()
+        self._log({**values, "epoch": epoch + 1})
