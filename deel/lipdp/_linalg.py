@@ -351,34 +351,44 @@ def _waves(taps):
     return waves, (waves * np.concatenate([weights, weights])).T
 
 
+def _kernel_shape(kernel, rank):
+    """(axes of a batch of kernels, spatial axes, (cin, cout)): lists of int."""
+    shape = list(kernel.shape)
+    return shape[: -2 - rank], shape[-2 - rank : -2], shape[-2:]
+
+
 def _to_blocks(kernel, strides):
     """A strided kernel as one of stride 1, on the image cut into blocks of `strides` pixels; missing taps are 0.
 
     Args:
-        kernel: tensor (*kernel_size, cin, cout).
+        kernel: tensor (..., *kernel_size, cin, cout).
         strides: tuple of int.
 
     Returns:
-        Tensor (*ceil(kernel_size / strides), prod(strides) * cin, cout).
+        Tensor (..., *ceil(kernel_size / strides), prod(strides) * cin, cout).
     """
-    *kernel_size, cin, cout = kernel.shape
+    batch, kernel_size, (cin, cout) = _kernel_shape(kernel, len(strides))
     taps = [-(-k // s) for k, s in zip(kernel_size, strides, strict=True)]
     missing = [(0, a * s - k) for a, s, k in zip(taps, strides, kernel_size, strict=True)]
-    kernel = ops.pad(kernel, [*missing, (0, 0), (0, 0)])
-    kernel = ops.reshape(kernel, [n for pair in zip(taps, strides, strict=True) for n in pair] + [cin, cout])
-    axes = range(2 * len(taps))
-    kernel = ops.transpose(kernel, [*axes[::2], *axes[1::2], len(axes), len(axes) + 1])
-    return ops.reshape(kernel, (*taps, math.prod(strides) * cin, cout))
+    kernel = ops.pad(kernel, [*[(0, 0)] * len(batch), *missing, (0, 0), (0, 0)])
+    pairs = [n for pair in zip(taps, strides, strict=True) for n in pair]
+    kernel = ops.reshape(kernel, [*batch, *pairs, cin, cout])
+    before, after = len(batch), len(batch) + len(pairs)
+    axes = [*range(before, after, 2), *range(before + 1, after, 2)]
+    kernel = ops.transpose(kernel, [*range(before), *axes, after, after + 1])
+    return ops.reshape(kernel, (*batch, *taps, math.prod(strides) * cin, cout))
 
 
 def _from_blocks(blocks, kernel_size, strides):
     """Inverse of `_to_blocks`; what stands in missing taps is left out."""
-    rank, cout = len(strides), blocks.shape[-1]
-    taps = blocks.shape[:rank]
-    kernel = ops.reshape(blocks, (*taps, *strides, -1, cout))
-    kernel = ops.transpose(kernel, [n for i in range(rank) for n in (i, rank + i)] + [2 * rank, 2 * rank + 1])
-    kernel = ops.reshape(kernel, [*(a * s for a, s in zip(taps, strides, strict=True)), -1, cout])
-    return kernel[tuple(slice(k) for k in kernel_size)]
+    rank = len(strides)
+    batch, taps, (_, cout) = _kernel_shape(blocks, rank)
+    kernel = ops.reshape(blocks, (*batch, *taps, *strides, -1, cout))
+    before, after = len(batch), len(batch) + 2 * rank
+    axes = [n for i in range(before, before + rank) for n in (i, rank + i)]
+    kernel = ops.transpose(kernel, [*range(before), *axes, after, after + 1])
+    kernel = ops.reshape(kernel, [*batch, *(a * s for a, s in zip(taps, strides, strict=True)), -1, cout])
+    return kernel[(..., *(slice(k) for k in kernel_size), slice(None), slice(None))]
 
 
 def centred_convolution(kernel, geometry):
@@ -387,7 +397,7 @@ def centred_convolution(kernel, geometry):
     A start from which `orthogonalize_convolution` reaches an isometry, whatever the numbers of channels.
 
     Args:
-        kernel: tensor (*kernel_size, cin, cout), orthogonal as a (prod(kernel_size) * cin, cout) matrix.
+        kernel: tensor (..., *kernel_size, cin, cout), orthogonal as (prod(kernel_size) * cin, cout) matrices.
         geometry: `ConvGeometry`. The middle is as large as the strides, so that each pixel is in it for one window;
             with causal padding it is the end.
 
@@ -398,10 +408,12 @@ def centred_convolution(kernel, geometry):
     halves = 1 if geometry.padding == "causal" else 2
     starts = [max(k - s, 0) // halves for k, s in zip(kernel_size, strides, strict=True)]
     sizes = [min(k, s) for k, s in zip(kernel_size, strides, strict=True)]
-    middle = kernel[tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True))]
-    matrix = orthogonalize(ops.reshape(middle, (-1, cout)), 15)
+    slices = [slice(a, a + n) for a, n in zip(starts, sizes, strict=True)]
+    middle = kernel[(..., *slices, slice(None), slice(None))]
+    batch, _, _ = _kernel_shape(kernel, len(strides))
+    matrix = orthogonalize(ops.reshape(middle, (*batch, -1, cout)), 15)
     around = [(a, k - a - n) for a, k, n in zip(starts, kernel_size, sizes, strict=True)]
-    return 0.5 * kernel + ops.pad(ops.reshape(matrix, middle.shape), [*around, (0, 0), (0, 0)])
+    return 0.5 * kernel + ops.pad(ops.reshape(matrix, middle.shape), [*[(0, 0)] * len(batch), *around, (0, 0), (0, 0)])
 
 
 # Square of the largest singular value a Newton-Schulz step starts from, at most. It sends 3 to 0 and what is above that
@@ -410,19 +422,20 @@ _LARGEST_START = 1.5
 
 
 def orthogonalize_convolution(kernel, strides, steps):
-    """Moves a convolution towards an isometry, as an operator on large images, by Newton-Schulz steps.
+    """Moves a convolution, or each of a batch, towards an isometry, as an operator on large images.
 
-    Each step replaces the kernel K by `1.5 K - 0.5 K * K^T * K` (the products are of operators), cut off outside the
-    taps it had: a step of gradient descent on `||K^T * K - 1||^2` over kernels of this size. It is done in the
-    frequency domain, on the smallest grid that is exact for the taps kept. A stride makes blocks of pixels the
-    channels. Dilation changes nothing: it separates the image into parts that are convolved on their own.
+    It takes Newton-Schulz steps. Each replaces the kernel K by `1.5 K - 0.5 K * K^T * K` (the products are of
+    operators), cut off outside the taps it had: a step of gradient descent on `||K^T * K - 1||^2` over kernels of this
+    size. It is done in the frequency domain, on the smallest grid that is exact for the taps kept. A stride makes
+    blocks of pixels the channels. Dilation changes nothing: it separates the image into parts that are convolved on
+    their own.
 
     Kernels with as many outputs as inputs (per block of pixels) do not reach an isometry from everywhere: random ones
     stop with some singular values near 0, those of `centred_convolution` arrive. What comes out is **not** certified to
     have norm 1.
 
     Args:
-        kernel: tensor (*kernel_size, cin, cout).
+        kernel: tensor (..., *kernel_size, cin, cout).
         strides: tuple of int, one per axis.
         steps: int >= 0.
 
@@ -434,21 +447,24 @@ def orthogonalize_convolution(kernel, strides, steps):
         Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington: Dynamical isometry and a mean field theory of CNNs. ICML
         2018 (one orthogonal tap).
     """
-    kernel_size = kernel.shape[:-2]
-    largest = ops.max(ops.abs(kernel))
+    rank = len(strides)
+    batch, kernel_size, (cin, _) = _kernel_shape(kernel, rank)
+    largest = ops.max(ops.abs(kernel), axis=tuple(range(-2 - rank, 0)), keepdims=True)
     kernel = kernel / ops.where(largest > 0, largest, ops.ones_like(largest))
     blocks = _to_blocks(kernel, strides)
     transposed = blocks.shape[-2] < blocks.shape[-1]
     if transposed:
         blocks = ops.swapaxes(blocks, -2, -1)
-    waves, inverse = (ops.convert_to_tensor(w, dtype=kernel.dtype) for w in _waves(tuple(blocks.shape[:-2])))
-    present = _to_blocks(ops.ones((*kernel_size, kernel.shape[-2], 1), dtype=kernel.dtype), strides)
+    _, taps, (rows, side) = _kernel_shape(blocks, rank)
+    waves, inverse = (ops.convert_to_tensor(w, dtype=kernel.dtype) for w in _waves(tuple(taps)))
+    present = _to_blocks(ops.ones((*kernel_size, cin, 1), dtype=kernel.dtype), strides)
     present = ops.swapaxes(present, -2, -1) if transposed else present
-    shape, rows, side = blocks.shape, blocks.shape[-2], blocks.shape[-1]
+    shape = blocks.shape
     identity = ops.eye(side, dtype=kernel.dtype)
     for _ in range(steps):
-        spectrum = ops.reshape(ops.matmul(waves, ops.reshape(blocks, (-1, rows * side))), (2, -1, rows, side))
-        real, imag = spectrum[0], spectrum[1]
+        spectrum = ops.matmul(waves, ops.reshape(blocks, (*batch, -1, rows * side)))
+        spectrum = ops.reshape(spectrum, (*batch, 2, -1, rows, side))
+        real, imag = spectrum[..., 0, :, :, :], spectrum[..., 1, :, :, :]
         both = ops.concatenate([real, imag], axis=-2)
         gram_real = ops.matmul(ops.swapaxes(both, -2, -1), both)
         cross = ops.matmul(ops.swapaxes(real, -2, -1), imag)
@@ -458,9 +474,9 @@ def orthogonalize_convolution(kernel, strides, steps):
         product = ops.matmul(both, factor)
         turned = ops.matmul(both, gram_imag * (-0.5 / scale))
         spectrum = ops.stack(
-            [product[:, :rows] - turned[:, rows:], product[:, rows:] + turned[:, :rows]],
+            [product[..., :rows, :] - turned[..., rows:, :], product[..., rows:, :] + turned[..., :rows, :]], axis=-4
         )
-        blocks = ops.matmul(inverse, ops.reshape(spectrum, (-1, rows * side))) / ops.sqrt(scale)
+        blocks = ops.matmul(inverse, ops.reshape(spectrum, (*batch, -1, rows * side))) / ops.sqrt(scale[..., 0])
         blocks = ops.reshape(blocks, shape) * present
     if transposed:
         blocks = ops.swapaxes(blocks, -2, -1)
@@ -468,7 +484,7 @@ def orthogonalize_convolution(kernel, strides, steps):
 
 
 def _start_scale(gram_real, gram_imag):
-    """Square of what to divide a kernel by before a Newton-Schulz step, from its Gram matrix at each frequency.
+    """Square of what to divide each kernel by before a Newton-Schulz step, from its Gram matrix at each frequency.
 
     The mean square of its singular values, or more where a bound on the largest asks for it.
     """
@@ -477,5 +493,6 @@ def _start_scale(gram_real, gram_imag):
     means = ops.sum(gram_real * identity, axis=(-2, -1), keepdims=True) / side
     away = gram_real - means * identity
     away = ops.sqrt(ops.sum(away * away + gram_imag * gram_imag, axis=(-2, -1), keepdims=True))
-    scale = ops.maximum(ops.mean(means), ops.max(means + away) / _LARGEST_START)
+    over = {"axis": (-3, -2, -1), "keepdims": True}
+    scale = ops.maximum(ops.mean(means, **over), ops.max(means + away, **over) / _LARGEST_START)
     return ops.where(scale > 0, scale, ops.ones_like(scale))

@@ -49,6 +49,8 @@ class SpectralKernel(DPLayer):
     """
 
     orthogonalization_steps = 3
+    #: Spatial axes of the kernel; Keras's convolutions say theirs.
+    rank = 0
 
     def _check_arguments(self, kwargs):
         """Checks the Keras arguments that could break a bound; returns those to pass on."""
@@ -121,9 +123,9 @@ class SpectralKernel(DPLayer):
         return ops.max(self._operator_norm_bound(self.kernel if kernel is None else kernel))
 
     def _orthogonalize(self, kernel):
-        """Moves the kernel towards an isometry, to any norm. A kernel of zeros stays as it is."""
-        matrix = _linalg.orthogonalize(ops.reshape(kernel, (-1, kernel.shape[-1])), self.orthogonalization_steps)
-        return ops.reshape(matrix, kernel.shape)
+        """Moves a kernel, or each of a batch, towards an isometry, to any norm. A kernel of zeros stays as it is."""
+        matrices = ops.reshape(kernel, (*kernel.shape[: -2 - self.rank], -1, kernel.shape[-1]))
+        return ops.reshape(_linalg.orthogonalize(matrices, self.orthogonalization_steps), kernel.shape)
 
     def project(self, kernel):
         """Orthogonalises the kernel and divides it by a certified bound on its norm.

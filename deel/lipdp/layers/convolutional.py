@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from deel.lipdp import _checks, _linalg
+from deel.lipdp._convolution import window_positions
 from deel.lipdp.layers._kernel import SpectralKernel, UnitBall
 
 __all__ = [
@@ -231,8 +232,6 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
     """
 
     _kernel_argument = "depthwise"
-    #: Nearly as good as 30 for kernels this small, and mapping more over the channels makes building slow.
-    _steps_at_build = 3
 
     def __init__(
         self,
@@ -256,17 +255,53 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
             **kwargs,
         )
 
+    def call(self, inputs):
+        strides, padding = self.strides, self.padding
+        if strides[0] != strides[1]:
+            # TensorFlow has no kernel for this on most devices, so every window is computed and the others are left.
+            axes = zip(inputs.shape[1:3], self.kernel_size, strides, self.dilation_rate, strict=True)
+            positions = [window_positions(n, k, s, padding, d) for n, k, s, d in axes]
+            margins = [
+                (max(-p.min(), 0), max(p.max() + 1 - n, 0)) for p, n in zip(positions, inputs.shape[1:3], strict=True)
+            ]
+            inputs, strides, padding = ops.pad(inputs, [(0, 0), *margins, (0, 0)]), (1, 1), "valid"
+        outputs = ops.depthwise_conv(
+            inputs,
+            _finite_gradient(self.kernel, ops.shape(inputs)[0]),
+            strides=strides,
+            padding=padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+        if strides != self.strides:
+            outputs = outputs[:, :: self.strides[0], :: self.strides[1]]
+        return outputs if self.activation is None else self.activation(outputs)
+
     def _start(self, kernel):
-        return _from_channels(ops.vectorized_map(super()._start, _channels(kernel)))
+        return _from_channels(super()._start(_channels(kernel)))
 
     def _orthogonalize(self, kernel):
         # The isometries with one filter are the shifts of an image.
         if self.depth_multiplier == 1:
             return kernel
-        return _from_channels(ops.vectorized_map(super()._orthogonalize, _channels(kernel)))
+        return _from_channels(super()._orthogonalize(_channels(kernel)))
 
     def _operator_norm_bound(self, kernel):
         return ops.expand_dims(_linalg.conv_norm_bound(_channels(kernel), self._geometry), axis=-1)
+
+
+def _finite_gradient(kernel, num_examples):
+    """The kernel, with gradient zero where there is no example: TensorFlow leaves that memory as it was."""
+
+    @ops.custom_gradient
+    def identity(kernel):
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            return ops.where(num_examples > 0, upstream, ops.zeros_like(upstream))
+
+        return kernel, gradient
+
+    return identity(ops.convert_to_tensor(kernel))
 
 
 def _channels(kernel):

@@ -61,6 +61,11 @@ class DP_Dropout(DPLayer, keras.layers.Layer):
         state = self._secret.generator.state
         state.assign(np.frombuffer(os.urandom(8), "uint32").astype(state.dtype))
 
+    @property
+    def mask_state(self):
+        """The variable that the next masks come from. Secret: for audits, which need the same masks twice."""
+        return self._secret.generator.state
+
     def call(self, inputs, training=False):
         if not training:
             return inputs
