@@ -61,20 +61,21 @@ def test_history_has_one_entry_per_epoch_and_ends_at_the_reported_epsilon(run):
 def test_privacy_states_what_was_done(run):
     privacy = run.privacy
     assert privacy["num_examples"] == N_TRAIN and privacy["batch_size"] == BATCH_SIZE
-    assert privacy["steps"] == EPOCHS * math.ceil(N_TRAIN / BATCH_SIZE)
-    assert privacy["sampling"] == "poisson" and privacy["sampling_probability"] == BATCH_SIZE / N_TRAIN
+    [release], [entry] = privacy["releases"], privacy["ledger"]["entries"]
+    steps, joint = EPOCHS * math.ceil(N_TRAIN / BATCH_SIZE), release["joint_noise_multiplier"]
+    assert (release["mechanism"], release["unit"]) == ("GaussianStep", "step")
+    assert release["count"] == entry["count"] == steps
+    assert release["sampling"] == entry["sampling"]["name"] == "poisson"
+    assert release["sampling_probability"] == entry["sampling"]["sampling_probability"] == BATCH_SIZE / N_TRAIN
     assert privacy["neighboring_relation"] == "add_or_remove_one"
     assert privacy["seeded"] is False
-    [entry] = privacy["ledger"]["entries"]
-    assert entry["steps"] == privacy["steps"]
-    assert entry["noise_multiplier"] == privacy["joint_noise_multiplier"]
-    assert entry["sampling"]["sampling_probability"] == privacy["sampling_probability"]
-    event = GaussianStep(PoissonSampling(BATCH_SIZE / N_TRAIN), privacy["joint_noise_multiplier"])
+    assert entry["noise_multiplier"] == joint
+    event = GaussianStep(PoissonSampling(BATCH_SIZE / N_TRAIN), joint)
     for accountant in ("pld", "rdp"):
-        assert privacy[f"epsilon_{accountant}"] == compute_epsilon([(event, privacy["steps"])], 1e-4, accountant)
+        assert privacy[f"epsilon_{accountant}"] == compute_epsilon([(event, steps)], 1e-4, accountant)
     # Per-layer noise: three kernels share the budget.
     assert privacy["strategy"] == "per-layer"
-    assert privacy["noise_multiplier"] == pytest.approx(math.sqrt(3) * privacy["joint_noise_multiplier"])
+    assert privacy["noise_multiplier"] == pytest.approx(math.sqrt(3) * joint)
     assert privacy["bounds"] == compute_gradient_bounds(run.model)
     assert {"keras", "tensorflow", "lipdp", "dp-accounting", "python"} <= set(privacy["versions"])
 
@@ -84,10 +85,10 @@ def test_statement_says_what_is_and_is_not_protected(run):
     for words in (
         "one training example",
         "adding or removing",
-        f"{run.privacy['epsilon']:.4f}",
+        f"{math.ceil(1e4 * run.privacy['epsilon']) / 1e4:.4f}",  # never rounded down
         "1294",
         "300",
-        "Not protected",
+        "Not covered",
         "validation",
         "public constants",
     ):
@@ -126,7 +127,7 @@ def test_test_set_is_read_once_after_the_last_step(tmp_path, monkeypatch, no_cal
     monkeypatch.setattr(DP_Sequential, "evaluate", spy)
     # Without a hold-out, every training example counts for epsilon, and there is no validation metric.
     run = train_digits(tmp_path / "run", epochs=1, validation_fraction=0)
-    assert seen == [run.privacy["steps"]]
+    assert seen == [run.privacy["releases"][0]["count"]]
     assert run.privacy["num_examples"] == 1438
     assert "val_accuracy" not in run.history and run.metrics["val_accuracy"] is None
 

@@ -27,6 +27,8 @@ _RELATIONS = {
     "replace_one": "replacing any single example by any other",
 }
 
+_MECHANISMS = {"GaussianStep": "Gaussian noise", "LaplaceStep": "Laplace noise"}
+
 _NOT_COVERED = (
     "the loss and the metrics on training data (history.json, curve.png, logs): they are computed without noise",
     "validation and test examples, on which exact metrics are reported",
@@ -47,14 +49,14 @@ def privacy_report(model, target_epsilon=None):
 
     Returns:
         dict of plain values for `privacy.json`. Every epsilon is None if noise or batches were seeded, and where the
-        accountant cannot price the relation.
+        accountant cannot price the relation; infinite (null in `privacy.json`) if something was released without noise.
     """
     parameters, metadata, ledger = model.dp_parameters, model.dataset_metadata, model.ledger
     entries = ledger.entries()
     seeded = parameters.noise_seed is not None or ledger.seeded
     relation = neighboring_relation(entries)
     names = ("epsilon_pld", "epsilon_rdp", "epsilon_without_amplification", "epsilon_replace_one")
-    prices, warning = dict.fromkeys(names), None
+    prices, epsilon, warning = dict.fromkeys(names), None, None
     if not seeded:
         compared = compare_accountants(entries, parameters.delta)
         unamplified = [(_without_amplification(event), count) for event, count in entries]
@@ -65,8 +67,10 @@ def privacy_report(model, target_epsilon=None):
             "epsilon_replace_one": _replace_one(entries, parameters.delta),
         }
         warning = compared.warning
+        # Where one of the two libraries must be wrong, the guarantee that is stated is the weaker one.
+        epsilon = max(compared.epsilon_pld, compared.epsilon_rdp) if warning else compared.epsilon_pld
     report = {
-        "epsilon": prices["epsilon_pld"],
+        "epsilon": epsilon,
         "delta": parameters.delta,
         **prices,
         "target_epsilon": target_epsilon,
@@ -79,6 +83,7 @@ def privacy_report(model, target_epsilon=None):
         "batch_size": metadata.batch_size,
         "strategy": parameters.noisify_strategy,
         "noise_multiplier": parameters.noise_multiplier,
+        "secure_noise": parameters.secure_noise,
         "bounds": compute_gradient_bounds(model),
         "ledger": json.loads(ledger.to_json()),
         "not_covered": list(_NOT_COVERED),
@@ -111,7 +116,18 @@ def _release(event, count):
 
 
 def _versions():
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu, say: no reason to lose a training
+            versions[name] = "unknown"
+    return versions
+
+
+def _rounded_up(epsilon):
+    """Four decimals; a guarantee is never stated smaller than it is."""
+    return "infinite" if math.isinf(epsilon) else f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
 
 
 def _statement(report):
@@ -123,9 +139,10 @@ def _statement(report):
     if report["epsilon"] == math.inf:
         return "No privacy: some release was made without noise."
     return (
-        f"The weights, at every step and at the end, are ({report['epsilon']:.4f}, {report['delta']:g})-differentially "
-        f"private. The unit of protection is {report['unit_of_privacy']}: {_RELATIONS[report['neighboring_relation']]} "
-        "changes the probability of any outcome by a factor of at most exp(epsilon), up to delta. "
+        f"The weights, at every step and at the end, are ({_rounded_up(report['epsilon'])}, {report['delta']!r})-"
+        f"differentially private. The unit of protection is {report['unit_of_privacy']}: "
+        f"{_RELATIONS[report['neighboring_relation']]} changes the probability of any outcome by a factor "
+        "of at most exp(epsilon), up to delta. "
         f"This holds for {_in_words(report['releases'])}. "
         f"The number of examples ({report['num_examples']}), the batch size ({report['batch_size']}), the architecture "
         "and the other settings count as public constants. Not covered: " + "; ".join(report["not_covered"]) + "."
@@ -138,7 +155,7 @@ def _in_words(releases):
 
 def _release_in_words(release):
     unit = release["unit"] if release["count"] == 1 else {"step": "steps", "pass": "passes"}[release["unit"]]
-    text = f"{release['count']} {unit} of {release['mechanism']} with joint noise multiplier "
+    text = f"{release['count']} {unit} of {_MECHANISMS[release['mechanism']]} with joint noise multiplier "
     text += f"{release['joint_noise_multiplier']:.6g} under {release['sampling']} sampling"
     if release["sampling_probability"] is None:
         return text
@@ -156,23 +173,24 @@ def privacy_card(report):
     """
 
     def number(value):
-        return "not available" if value is None else f"{value:.4f}"
+        return "not available" if value is None else _rounded_up(value)
 
     rows = [
         ("Unit of privacy", report["unit_of_privacy"]),
         ("Neighbouring data sets", _RELATIONS[report["neighboring_relation"]]),
-        ("Delta", f"{report['delta']:g}"),
+        ("Delta", repr(report["delta"])),
         ("Epsilon (PLD accountant)", number(report["epsilon_pld"])),
         ("Epsilon (RDP accountant)", number(report["epsilon_rdp"])),
-        ("Epsilon without amplification by sampling", number(report["epsilon_without_amplification"])),
-        ("Epsilon when one example is replaced by another", number(report["epsilon_replace_one"])),
+        ("Epsilon (PLD) without amplification by sampling", number(report["epsilon_without_amplification"])),
+        ("Epsilon (PLD) when one example is replaced by another", number(report["epsilon_replace_one"])),
         ("Training examples", report["num_examples"]),
         ("Batch size", report["batch_size"]),
         ("Noise strategy", report["strategy"]),
+        ("Noise from a cryptographic generator", "yes" if report["secure_noise"] else "no"),
     ]
     releases = [
-        f"| {r['mechanism']} | {r['count']} | {r['unit']} | {r['joint_noise_multiplier']:.6g} | {r['sampling']} | "
-        f"{'-' if r['sampling_probability'] is None else format(r['sampling_probability'], '.6g')} |"
+        f"| {_MECHANISMS[r['mechanism']]} | {r['count']} | {r['unit']} | {r['joint_noise_multiplier']:.6g} | "
+        f"{r['sampling']} | {'-' if r['sampling_probability'] is None else format(r['sampling_probability'], '.6g')} |"
         for r in report["releases"]
     ]
     return "\n".join(
@@ -216,6 +234,6 @@ def save_privacy_statement(model, folder, target_epsilon=None):
         dict, the content of `privacy.json`.
     """
     folder = pathlib.Path(folder)
-    report = write_json(folder / "privacy.json", privacy_report(model, target_epsilon))
-    (folder / "privacy_card.md").write_text(privacy_card(report), encoding="utf-8")
-    return report
+    report = privacy_report(model, target_epsilon)
+    (folder / "privacy_card.md").write_text(privacy_card(report), encoding="utf-8")  # knows infinity, unlike JSON
+    return write_json(folder / "privacy.json", report)
