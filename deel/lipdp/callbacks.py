@@ -34,15 +34,18 @@ class DP_Accountant(keras.callbacks.Callback):
         if epsilon_max is not None:
             epsilon_max = _checks.number("DP_Accountant", "epsilon_max", epsilon_max, above=0.0)
         self.epsilon_max = epsilon_max
+        self._priced = None  # what was spent when `update` last searched
 
     def on_train_begin(self, logs=None):
-        self._limited = False
+        self._limited, self._priced = False, None
+        if self.epsilon_max is not None:
+            # Now, since a callback listed before this one may release something at the beginning of the first epoch.
+            self.model.add_budget(self)
 
     def on_epoch_begin(self, epoch, logs=None):
-        # Not when training begins: a callback after this one may then still restore what an earlier run has spent.
         if self.epsilon_max is not None and not self._limited:
             self._limited = True
-            self.model.add_budget(self)
+            self.update()  # a callback listed after this one may have restored what an earlier run has spent
 
     def allows(self, event, count):
         """Whether the budget has room for that many more of `event`: bool."""
@@ -52,16 +55,18 @@ class DP_Accountant(keras.callbacks.Callback):
     def update(self):
         """Limits training to what the budget leaves after all that was counted until now."""
         model = self.model
-        count = 0  # a known seed voids epsilon: no step fits any budget
-        if not model.ledger.seeded:
-            count = max_steps(
-                model.event_in_force,
-                self.epsilon_max,
-                model.dp_parameters.delta,
-                spent=model.ledger.entries(),
-                accountant=self.accountant,
-            )
-        model.set_limit(count)
+        spent = (model.event_in_force, model.ledger.entries(), model.ledger.seeded)
+        if spent != self._priced:  # the search can take long
+            self._priced, self._left = spent, 0  # a known seed voids epsilon: no step fits any budget
+            if not model.ledger.seeded:
+                self._left = max_steps(
+                    model.event_in_force,
+                    self.epsilon_max,
+                    model.dp_parameters.delta,
+                    spent=model.ledger.entries(),
+                    accountant=self.accountant,
+                )
+        model.set_limit(self._left)
 
     def _price(self, entries):
         return self.accountant.epsilon(entries, self.model.dp_parameters.delta)

@@ -63,9 +63,16 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
         """
         return [(self.event, math.ceil(epochs / self.patience))]
 
+    @property
+    def seeded(self):
+        """bool, whether the batches it looks at come from a seed that is not secret, which voids epsilon."""
+        return self._sampler.seeded
+
     def on_train_begin(self, logs=None):
         self._layer = self._clip_layer()
         self._first_epoch = None
+        if self.seeded:  # before a budget is asked: none has room for what cannot be priced
+            self.model.ledger.seeded = True
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._first_epoch is None:
@@ -75,8 +82,6 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
         if not self.model.release(self.event):
             _logger.info("%s: the budget has no room for another update of the clip value.", type(self).__name__)
             return
-        if self._sampler.seeded:
-            self.model.ledger.seeded = True
         before = self._layer.clip_value
         self._layer.clip_value = float(np.clip(self._next_clip(before, self._norms()), *self._layer.clip_limits))
         self._log({"clip_value": self._layer.clip_value, "epoch": epoch})
@@ -84,9 +89,11 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
     def _clip_layer(self):
         who = type(self).__name__
         candidates = [
-            layer
-            for layer in self.model.layers_forward_order()
-            if isinstance(layer, DP_ClipGradient) and layer.dynamic and self.layer_name in (None, layer.name)
+            call.layer  # once for each use: in a layer that is used twice, two gradients of one example arrive
+            for call in self.model.layer_calls()
+            if isinstance(call.layer, DP_ClipGradient)
+            and call.layer.dynamic
+            and self.layer_name in (None, call.layer.name)
         ]
         if len(candidates) != 1:
             raise ValueError(
@@ -115,8 +122,10 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
         if not len(x):
             return np.zeros(0)
         probe = keras.Model(model.inputs, [self._layer.output, model.outputs[0]])
+        x = tf.cast(x, model.compute_dtype)
         with tf.GradientTape() as tape:
-            arriving, y_pred = probe(tf.cast(x, model.compute_dtype), training=True)
+            tape.watch(x)  # else nothing is recorded where no layer before the clip is trained
+            arriving, y_pred = probe(x, training=True)
             # Of one example each: no loss can then make one example's gradient depend on another.
             losses = tf.vectorized_map(
                 lambda pair: tf.reduce_mean(model.loss_function(pair[0][None], pair[1][None])), (y, y_pred)
@@ -125,9 +134,10 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
         rows = tf.reshape(_linalg.finite_or_zero(cotangents), [len(x), -1])
         return tf.norm(rows, axis=1).numpy().astype("float64")
 
-    def _gaussian(self, count):
-        """`count` standard normals from the noise source of the model."""
-        return self.model.add_noise([tf.zeros([count])], [1.0])[0].numpy().astype("float64")
+    def _noisy(self, values, stddev):
+        """float64 values plus Gaussian noise of the model's source, which adds secure noise in integers."""
+        values, stddev = tf.constant(values, "float64"), tf.constant(stddev, "float64")
+        return self.model.add_noise([values], [stddev])[0].numpy()
 
 
 class AdaptiveQuantileClipping(_AdaptiveClipping):
@@ -177,8 +187,8 @@ class AdaptiveQuantileClipping(_AdaptiveClipping):
     def _next_clip(self, clip_value, norms):
         sensitivity = 0.5
         votes = np.where(norms <= clip_value, 0.5, -0.5).sum()
-        [normal] = self._gaussian(1)
-        fraction = 0.5 + (votes + self.noise_multiplier * sensitivity * normal) / self._sampler.batch_size
+        [votes] = self._noisy([votes], self.noise_multiplier * sensitivity)
+        fraction = 0.5 + votes / self._sampler.batch_size
         # The size of a Poisson batch is private too, so the fraction is one of its expected size.
         return clip_value * math.exp(-self.learning_rate * (np.clip(fraction, 0.0, 1.0) - self.quantile))
 
@@ -219,7 +229,8 @@ class LaplaceAdaptiveLossGradientClipping(_AdaptiveClipping):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        if self.largest_norm is None:
+        self._cut = self.largest_norm
+        if self._cut is None:
             get_bound = getattr(self.model.loss_function, "get_L", None)
             if get_bound is None:
                 raise ValueError(
@@ -230,11 +241,11 @@ class LaplaceAdaptiveLossGradientClipping(_AdaptiveClipping):
                         "Pass the norm at which gradients are cut before they are averaged.",
                     )
                 )
-            self.largest_norm = get_bound()
+            self._cut = get_bound()
 
     def _next_clip(self, clip_value, norms):
         # Z1^2 + Z2^2 over 2 is exponential, and the difference of two exponentials is Laplace of scale 1.
-        squares = self._gaussian(4) ** 2
+        squares = self._noisy(np.zeros(4), 1.0) ** 2
         laplace = (squares[0] + squares[1] - squares[2] - squares[3]) / 2
-        total = np.minimum(norms, self.largest_norm).sum() + laplace * self.largest_norm / self.epsilon
+        total = np.minimum(norms, self._cut).sum() + laplace * self._cut / self.epsilon
         return self.factor * total / self._sampler.batch_size

@@ -12,7 +12,7 @@ from deel.lipdp.accounting import (
 )
 from deel.lipdp.noise import joint_noise_multiplier
 
-__all__ = ["get_eps_delta", "planned_entries"]
+__all__ = ["get_eps_delta", "plan_is_seeded", "planned_entries", "planned_releases"]
 
 _SAMPLINGS = {
     "poisson": lambda metadata: PoissonSampling(metadata.batch_size / metadata.nb_samples_train),
@@ -36,8 +36,23 @@ def planned_entries(model, epochs, callbacks=()):
     sampling = _SAMPLINGS[metadata.sampling](metadata)
     count = epochs * (metadata.nb_steps_per_epochs if sampling.unit == "step" else 1)
     step = (GaussianStep(sampling, joint_noise_multiplier(model)), count)
+    return [step, *planned_releases(epochs, callbacks)]
+
+
+def planned_releases(epochs, callbacks):
+    """list of `(event, count)`: what callbacks release in so many epochs. Arguments: see `planned_entries`."""
     plans = (callback.planned_releases for callback in callbacks if hasattr(callback, "planned_releases"))
-    return [step, *(release for plan in plans for release in plan(epochs))]
+    return [release for plan in plans for release in plan(epochs)]
+
+
+def plan_is_seeded(model, callbacks=()):
+    """Whether noise or batches come from a seed that is not secret: bool. It voids epsilon.
+
+    Args:
+        model, callbacks: see `planned_entries`. Of the callbacks those with an attribute `seeded` are asked.
+    """
+    known = model.dp_parameters.noise_seed is not None or model.ledger.seeded
+    return known or any(getattr(callback, "seeded", False) for callback in callbacks)
 
 
 def get_eps_delta(model, epochs=None, accountant="rdp", *, relation=None, callbacks=()):
@@ -61,10 +76,11 @@ def get_eps_delta(model, epochs=None, accountant="rdp", *, relation=None, callba
     """
     parameters = model.dp_parameters
     if epochs is None:
-        entries = model.ledger.entries()
+        entries, callbacks = model.ledger.entries(), ()
     else:
         epochs = _checks.integer("get_eps_delta", "epochs", epochs, at_least=0)
+        callbacks = list(callbacks)
         entries = planned_entries(model, epochs, callbacks)
     epsilon = compute_epsilon(entries, parameters.delta, accountant, relation)
-    seeded = parameters.noise_seed is not None or model.ledger.seeded
-    return (math.inf if seeded and epsilon > 0 else epsilon), parameters.delta
+    void = epsilon > 0 and plan_is_seeded(model, callbacks)
+    return (math.inf if void else epsilon), parameters.delta

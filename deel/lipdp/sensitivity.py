@@ -1,10 +1,8 @@
 """How long a model can be trained within a budget."""
 
-import math
-
 from deel.lipdp import _checks
 from deel.lipdp.accounting import max_steps
-from deel.lipdp.privacy import planned_entries
+from deel.lipdp.privacy import plan_is_seeded, planned_entries, planned_releases
 
 __all__ = ["get_max_epochs"]
 
@@ -28,17 +26,22 @@ def get_max_epochs(epsilon_max, model, epochs_max=1024, accountant="rdp", *, cal
     """
     epsilon_max = _checks.number("get_max_epochs", "epsilon_max", epsilon_max, above=0.0)
     epochs_max = _checks.integer("get_max_epochs", "epochs_max", epochs_max)
-    if model.dp_parameters.noise_seed is not None or model.ledger.seeded:
+    callbacks = list(callbacks)
+    if plan_is_seeded(model, callbacks):
         return 0
     [(event, per_epoch), *_] = planned_entries(model, 1)
-    count = max_steps(
+
+    def rest(epochs):
+        """What so many epochs release besides one count of the event for each."""
+        return [(event, epochs * (per_epoch - 1)), *planned_releases(epochs, callbacks)]
+
+    # A search over epochs, not steps: the plan of the answer and that of one epoch more were themselves priced.
+    return max_steps(
         event,
         epsilon_max,
         model.dp_parameters.delta,
         spent=model.ledger.entries(),
         accountant=accountant,
-        limit=epochs_max * per_epoch,
-        # All releases of an epoch that was begun: they come before its steps.
-        releases=lambda count: planned_entries(model, math.ceil(count / per_epoch), callbacks)[1:],
+        limit=epochs_max,
+        releases=rest,
     )
-    return count // per_epoch
