@@ -1,5 +1,6 @@
 """Noise or steps for a target epsilon: monotone searches that end on the private side."""
 
+import functools
 import math
 
 from deel.lipdp import _checks
@@ -9,6 +10,7 @@ from deel.lipdp.accounting.events import GaussianStep, PoissonSampling, Shuffled
 __all__ = ["calibrate_noise", "max_steps"]
 
 _LEAST_NOISE, _LARGEST_NOISE = 2.0**-10, 2.0**30
+_LARGEST_GROWTH = 64.0  # of the steps tried next, in the search for the most that fit
 
 
 def _poisson(batch_size, num_examples, epochs, steps, steps_per_pass):
@@ -63,20 +65,29 @@ def max_steps(event, epsilon, delta, *, spent=(), accountant="pld", limit=10_000
         remedy = "Wrap what does not depend on the steps in a lambda, or add it to spent."
         raise TypeError(_checks.message(who, expected, f"releases={releases!r}", remedy))
 
-    def fits(steps):
+    @functools.cache
+    def price(steps):
         entries = [*spent, (event, steps), *(releases(steps) if releases else ())]
-        return compute_epsilon(entries, delta, accountant, relation) <= epsilon
+        return compute_epsilon(entries, delta, accountant, relation)
 
     good, bad = 0, 1
-    while fits(bad):
-        good = bad
-        if good == limit:
+    while price(bad) <= epsilon:
+        if bad == limit:
             return limit
-        bad = min(2 * good, limit)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return good
+        # Epsilon grows more slowly than the steps, so this is no jump too far.
+        growth = epsilon / price(bad) if price(bad) else math.inf
+        good, bad = bad, min(math.ceil(bad * min(max(growth, 2.0), _LARGEST_GROWTH)), limit)
+    answer = good
+    if bad - good > 1:
+        from scipy.optimize import brentq  # 0.4 s
+
+        # Of a curve that is flat between two integers; what that leaves open is settled by walking.
+        answer = int(brentq(lambda steps: min(price(int(steps)), 2 * epsilon + 1) - epsilon, good, bad, xtol=0.5))
+    while answer > 0 and price(answer) > epsilon:
+        answer -= 1
+    while answer + 1 < bad and price(answer + 1) <= epsilon:
+        answer += 1
+    return answer
 
 
 def calibrate_noise(
