@@ -1,6 +1,7 @@
 """What `poisson_batches` emits, tested as statistics, and what its mark says."""
 
 import copy
+import pickle
 import time
 
 import keras
@@ -10,7 +11,7 @@ import tensorflow as tf
 from scipy import stats
 
 from deel.lipdp.accounting.events import PoissonSampling
-from deel.lipdp.sampling import SamplerInfo, poisson_batches, sampling_of
+from deel.lipdp.sampling import AugmultConfig, poisson_batches, sampling_of, shuffled_batches
 
 N, B, STEPS, PASSES = 200, 20, 100, 12
 # Chance that a correct sampler fails one given check of the five below: a run without a seed fails once in 200,000.
@@ -178,25 +179,100 @@ def test_map_fn_is_applied_to_each_batch():
     for (x, y), (plain_x, _) in zip(dataset, plain, strict=True):
         np.testing.assert_array_equal(x, plain_x)
         assert x.dtype == tf.int32 and np.all(y.numpy() == 1)
-    assert sampling_of(dataset) == sampling_of(plain)
+    assert sampling_of(dataset).sampling == sampling_of(plain).sampling
 
 
 def test_map_fn_must_keep_one_row_per_example():
     with pytest.raises(TypeError, match="map_fn to return a pair"):
         poisson_batches(*numbers(), B, map_fn=lambda x, y: x)
     doubled = poisson_batches(*numbers(), B, map_fn=lambda x, y: (tf.repeat(x, 2, axis=0), tf.repeat(y, 2)))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="one row per example"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one row per example from map_fn"):
         next(iter(doubled))
 
 
 def test_the_mark_says_what_is_sampled():
     dataset = poisson_batches(*numbers(), 30)
-    info = sampling_of(dataset)
-    assert info == SamplerInfo(PoissonSampling(0.15), num_examples=200, batch_size=30, steps=7)
-    assert info.seeded is False and sampling_of(poisson_batches(*numbers(), 30, seed=0)).seeded is True
+    sampler = sampling_of(dataset)
+    assert sampler.sampling == PoissonSampling(0.15)
+    assert (sampler.num_examples, sampler.batch_size, sampler.steps, sampler.multiplicity) == (200, 30, 7, 1)
+    assert (sampler.unit, sampler.steps_per_count) == ("step", 1)
+    assert sampler.seeded is False and sampling_of(poisson_batches(*numbers(), 30, seed=0)).seeded is True
     # A Python copy is the same data set under another name: it draws anew, as the original.
-    assert sampling_of(copy.copy(dataset)) == info
-    assert "key" not in repr(dataset) + repr(info) and "12345" not in repr(poisson_batches(*numbers(), 30, seed=12345))
+    assert sampling_of(copy.copy(dataset)) is sampler
+
+
+def test_neither_seed_nor_data_leave_the_sampler():
+    dataset = poisson_batches(*numbers(), 30, seed=12345)
+    sampler = sampling_of(dataset)
+    assert "key" not in repr(dataset) + repr(sampler) and "12345" not in repr(dataset) + repr(sampler)
+    for leave in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="private data"):
+            leave(sampler)
+
+
+# -- passes by number, and batches besides them ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [poisson_batches, shuffled_batches])
+def test_a_seeded_sampler_goes_on_from_any_pass(make):
+    unbroken = make(*numbers(), B, seed=5)
+    passes = [emitted(unbroken, 1) for _ in range(4)]
+    resumed = make(*numbers(), B, seed=5)
+    for first in (2, 0, 3):
+        sampling_of(resumed).seek(first)
+        for expected in passes[first:]:
+            np.testing.assert_array_equal(emitted(resumed, 1), expected)
+
+
+@pytest.mark.parametrize("make", [poisson_batches, shuffled_batches])
+def test_without_a_seed_no_pass_comes_back(make):
+    dataset = make(*numbers(), B)
+    rows = []
+    for _ in range(3):
+        sampling_of(dataset).seek(0)
+        rows.append(emitted(dataset, 1))
+    assert len(np.unique(np.concatenate(rows), axis=0)) == 30
+
+
+def single_draws(sampler, count):
+    """Returns a 0/1 matrix as `emitted`, of batches drawn one by one."""
+    rows = [sampler.draw_batch()[0].numpy().astype(int).ravel() for _ in range(count)]
+    return np.array([np.bincount(examples, minlength=N) for examples in rows])
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_single_draws_are_poisson(seed):
+    included = single_draws(sampling_of(poisson_batches(*numbers(), B, seed=seed)), 600)
+    assert departures_from_poisson(included, B / N) == []
+
+
+def test_single_draws_stand_beside_the_passes():
+    plain, disturbed = (poisson_batches(*numbers(), B, seed=5) for _ in range(2))
+    singles = single_draws(sampling_of(disturbed), 3)
+    passes = emitted(disturbed, 2)
+    singles = np.concatenate([singles, single_draws(sampling_of(disturbed), 3)])
+    np.testing.assert_array_equal(passes, emitted(plain, 2))
+    # Sets of about 20 of 200: no chance coincidence, neither with each other nor with a batch of a pass.
+    assert len(np.unique(np.concatenate([singles, passes]), axis=0)) == 6 + 20
+    np.testing.assert_array_equal(singles, single_draws(sampling_of(poisson_batches(*numbers(), B, seed=5)), 6))
+    other = single_draws(sampling_of(poisson_batches(*numbers(), B, seed=6)), 6)
+    assert not np.array_equal(singles, other)
+
+
+def test_single_draws_are_examples_as_they_were_given():
+    x, y = np.random.default_rng(0).normal(size=(30, 4, 4, 1)).astype("float32"), np.arange(30)
+    dataset = poisson_batches(x, y, 15, map_fn=lambda x, y: (x + 1, y), augmult=AugmultConfig(3), padded=True)
+    some_x, some_y = sampling_of(dataset).draw_batch()
+    assert 0 < len(some_y) <= 30
+    np.testing.assert_array_equal(some_x, x[some_y.numpy()])
+
+
+def test_single_draws_need_a_poisson_sampler():
+    with pytest.raises(ValueError, match="draw_batch.*Poisson.*'shuffled'.*poisson_batches"):
+        sampling_of(shuffled_batches(*numbers(), B)).draw_batch()
+
+
+# -- what has no mark, and training ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -271,6 +347,7 @@ def test_sixty_thousand_images_are_sampled_fast():
         (dict(seed=-1), ValueError, "seed=-1"),
         (dict(seed=2**64), ValueError, "seed="),
         (dict(map_fn=3), TypeError, "map_fn=3"),
+        (dict(augmult=4), TypeError, "augmult=4"),
         (dict(x=np.array(["a"] * N)), TypeError, "x of dtype"),
         (dict(x=None), TypeError, "x of dtype object"),
         (dict(y=4), TypeError, "shape \\(\\)"),

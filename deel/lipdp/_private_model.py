@@ -31,7 +31,7 @@ from deel.lipdp.bounds import (
 from deel.lipdp.ledger import Ledger
 from deel.lipdp.noise import joint_noise_multiplier, noise_stddevs
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
-from deel.lipdp.sampling import fixed_batch_size, sampling_of
+from deel.lipdp.sampling import fixed_batch_size, multiplicity_behind, sampling_of
 
 __all__ = ["PrivateModel"]
 
@@ -272,6 +272,13 @@ class PrivateModel:
                 f"Pass the data set of {metadata.sampling}_batches itself (map_fn= transforms it), or leave sampling "
                 "undeclared.",
             )
+        if multiplicity_behind(x) > 1:
+            _refuse(
+                self._who(),
+                "one row for each example in batches of unknown sampling",
+                f"a data set made from one with {multiplicity_behind(x)} views of each",
+                "Pass the data set of the sampler itself: only then do the views of an example share its bound.",
+            )
         found = fixed_batch_size(x)
         if found not in (None, metadata.batch_size):
             self._refuse_batch_size(found)
@@ -399,6 +406,7 @@ class PrivateModel:
         x = self._checked_inputs(x)
         self._certify_new_weights()
         plan = self._plan or self._make_plan()  # called directly: batches of unknown origin
+        self._build_state(y)
         # What follows reads and writes counts, so it waits for the batch: in a data set of unknown length the last,
         # failing fetch is no step. (Of the identities: a function keeps no control edge that starts at its arguments.)
         with tf.control_dependencies([tf.identity(t) for t in tf.nest.flatten((x, y))]):
@@ -416,6 +424,13 @@ class PrivateModel:
             self._batches_to_skip.assign_sub(skipped)
             self._position.advance()
         return self.get_metrics_result()
+
+    def _build_state(self, y):
+        """Makes the variables of optimizer and metrics now: XLA refuses those made in a branch of the step's graph."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        if self._compile_metrics is not None and not self._compile_metrics.built:
+            self._compile_metrics.build(y, keras.KerasTensor((None, *self.output_shape[1:])))
 
     def _checked_inputs(self, x):
         """Convolutions are certified for one image size: no other shape may reach them."""

@@ -5,6 +5,7 @@ a part changes what is sampled, so such a data set counts as undeclared, which c
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -15,7 +16,15 @@ import tensorflow as tf
 from deel.lipdp import _checks
 from deel.lipdp.accounting.events import PoissonSampling, ShuffledSampling
 
-__all__ = ["AugmultConfig", "Sampler", "fixed_batch_size", "poisson_batches", "sampling_of", "shuffled_batches"]
+__all__ = [
+    "AugmultConfig",
+    "Sampler",
+    "fixed_batch_size",
+    "multiplicity_behind",
+    "poisson_batches",
+    "sampling_of",
+    "shuffled_batches",
+]
 
 _MARK = "_lipdp_sampler"
 
@@ -33,14 +42,25 @@ class AugmultConfig:
     The views of one example share its weight: each row counts 1 / `multiplicity`, so their gradients together stay
     within the bound for one example, and neither noise nor epsilon changes (De et al., 2022, section 3.2).
 
+    **Views and privacy.** Adding one example to a batch moves those behind it to other rows, hence to other views, and
+    the sum of gradients may change in all of them. The bound for one is enough all the same where the views of
+    different rows are independent of each other and of the data, and **nobody knows them**: the argument is that of
+    `DP_Dropout`. The default views are made from the secret randomness of the sampler, which `set_random_seed` does
+    not reach; an `augment` of one's own has to see to it.
+
     Args:
         multiplicity: int >= 1, views of each example.
-        augment: callable from images `(rows, height, width, channels)` to the same shape, on tensors, that treats rows
-            independently; for instance a Keras preprocessing layer. None: a random horizontal flip and a random shift
-            by up to a tenth, filled with zeros.
+        augment: callable from images `(rows, height, width, channels)` to the same shape, on tensors. Each row must
+            come from its own row and from draws of its own, made anew in each call and known to nobody. A fixed seed
+            breaks the argument above and voids epsilon. So does the global seed, where `set_random_seed` fixed it: it
+            is what Keras's preprocessing layers and `tf.random.uniform` draw from unless told otherwise. Safe are draws
+            from `tf.random.Generator.from_seed(int.from_bytes(os.urandom(8), "big") >> 1)`, made outside the function.
+            None: each image is flipped left to right with probability 1/2, and shifted by up to a tenth of each side
+            (in whole pixels, rounded), with zeros where nothing comes in.
 
     Raises:
-        TypeError, ValueError: for arguments out of range.
+        TypeError, ValueError: for arguments out of range; when a data set is made, for examples that are not images
+            where `augment` is None.
     """
 
     multiplicity: int
@@ -55,18 +75,49 @@ class AugmultConfig:
                 )
             )
 
-    def views(self, x, y):
-        """Returns the views of a batch, those of one example next to each other, with its label for each."""
-        augment = self.augment or _flip_and_shift()
-        return augment(tf.repeat(x, self.multiplicity, axis=0)), tf.repeat(y, self.multiplicity, axis=0)
+    def views(self, x, y, seed):
+        """Makes the views of a batch.
+
+        Args:
+            x, y: tensors, one row for each example.
+            seed: int64 tensor (2,), secret and used once; for the default views.
+
+        Returns:
+            `(x, y)`, the views of one example next to each other, with its label for each.
+        """
+        x, y = tf.repeat(x, self.multiplicity, axis=0), tf.repeat(y, self.multiplicity, axis=0)
+        return (_flip_and_shift(x, seed) if self.augment is None else self.augment(x)), y
 
 
-def _flip_and_shift():
-    import keras
+def _flip_and_shift(images, seed):
+    """Each image flipped or not and shifted, by draws of its own: pixels are taken from other places, or are 0."""
+    if images.shape.rank != 4 or None in images.shape[1:3]:
+        raise ValueError(
+            _checks.message(
+                "AugmultConfig",
+                "images of shape (rows, height, width, channels) for the default views",
+                f"shape {images.shape}",
+                "Pass augment=, a function that makes one random view of each row.",
+            )
+        )
+    height, width = images.shape[1:3]
+    draws = tf.random.stateless_uniform([3, tf.shape(images)[0]], seed, alg="philox")
+    columns = tf.range(width) + _shifts(draws[0], width)
+    columns = tf.where(draws[1][:, None] < 0.5, columns, columns[:, ::-1])
+    return _taken(_taken(images, columns, axis=2), tf.range(height) + _shifts(draws[2], height), axis=1)
 
-    return keras.Sequential(
-        [keras.layers.RandomFlip("horizontal"), keras.layers.RandomTranslation(0.1, 0.1, fill_mode="constant")]
-    )
+
+def _shifts(draws, side):
+    """From numbers uniform on [0, 1), whole numbers uniform on -r..r for r a tenth of the side; one column."""
+    most = round(side / 10)
+    return tf.cast(tf.floor(draws * (2 * most + 1)), tf.int32)[:, None] - most
+
+
+def _taken(images, places, axis):
+    """Rows or columns of each image in the places given for it, 0 for a place outside."""
+    border = round(images.shape[axis] / 10)
+    padded = tf.pad(images, [[border, border] if i == axis else [0, 0] for i in range(4)])
+    return tf.gather(padded, places + border, axis=axis, batch_dims=1)
 
 
 class Sampler:
@@ -109,10 +160,15 @@ class Sampler:
         self._passes = itertools.count(pass_number)
 
     def draw(self):
-        """Yields the row numbers of each batch of one pass. `tf.data` calls this once per iterator."""
-        # So two iterators never share a generator.
+        """Yields the row numbers of each batch of one pass, and a seed for its views, int64 (2,).
+
+        `tf.data` calls this once per iterator, so two iterators never share a generator.
+        """
         generator = _generator(self._seed, next(self._passes))
-        yield from _DRAW[self.sampling.name](generator, self.num_examples, self.batch_size, self.steps)
+        # The same secret key, 2^128 draws ahead: which rows are drawn does not depend on whether views are.
+        for_views = np.random.Generator(generator.bit_generator.jumped())
+        for rows in _DRAW[self.sampling.name](generator, self.num_examples, self.batch_size, self.steps):
+            yield rows, np.frombuffer(for_views.bytes(16), np.int64)
 
     def draw_batch(self):
         """Draws one batch besides those of the passes, without augmentation.
@@ -164,7 +220,8 @@ def poisson_batches(x, y, batch_size, *, steps=None, map_fn=None, augmult=None, 
         steps: int >= 1 or None, batches in one pass; `ceil(n / B)` when None.
         map_fn: callable `(x, y) -> (x, y)` on the tensors of a batch, or None; for instance random augmentation. It
             must treat examples independently and return one row for each (the batch may be empty): mixing examples, as
-            MixUp or statistics of the batch do, voids the guarantee.
+            MixUp or statistics of the batch do, voids the guarantee. If it is random, its draws must be independent
+            from row to row and from call to call, and known to nobody: see `AugmultConfig`, `augment`.
         augmult: `AugmultConfig` or None, several random views of each example, after `map_fn`.
         padded: bool. True: batches have one size, a little above `batch_size`, filled up with rows of weight 0, for
             compilers that want static shapes (`jit_compile=True`). The rare batch with more examples than that gets
@@ -230,21 +287,27 @@ def _batches(who, x, y, batch_size, steps, sampling, map_fn, augmult, capacity, 
         x, y = tf.constant(x), tf.constant(y)
     multiplicity = augmult.multiplicity if augmult else 1
     sampler = Sampler(sampling, len(x), batch_size, steps, (x, y), seed, multiplicity)
-    dataset = tf.data.Dataset.from_generator(sampler.draw, output_signature=tf.TensorSpec((None,), tf.int64))
-    dataset = dataset.map(lambda rows: (tf.gather(x, rows), tf.gather(y, rows)))
-    if map_fn is not None:
-        dataset = dataset.map(_checked(who, map_fn, 1))
-    if augmult is not None:
-        dataset = dataset.map(_checked(who, augmult.views, multiplicity))
-    if capacity is not None or augmult is not None:
-        dataset = dataset.map(lambda x, y: _weighted(x, y, 1.0 / multiplicity, capacity and capacity * multiplicity))
+    signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((2,), tf.int64))
+
+    def batch(rows, view_seed):
+        batch = tf.gather(x, rows), tf.gather(y, rows)
+        if map_fn is not None:
+            batch = _checked(who, "map_fn", map_fn, 1)(*batch)
+        if augmult is not None:
+            views = functools.partial(augmult.views, seed=view_seed)
+            batch = _checked(who, "augment", views, multiplicity)(*batch)
+        if capacity is not None or augmult is not None:
+            batch = _weighted(*batch, 1.0 / multiplicity, capacity and capacity * multiplicity)
+        return batch
+
+    dataset = tf.data.Dataset.from_generator(sampler.draw, output_signature=signature).map(batch)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
     setattr(dataset, _MARK, sampler)
     return dataset
 
 
 def _capacity(batch_size, n):
-    """Rows of a padded batch: six standard deviations above B, which one batch in a billion exceeds."""
+    """Rows of a padded batch: six standard deviations above B, which less than two batches in a million exceed."""
     return min(8 * math.ceil((batch_size + 6 * math.sqrt(batch_size * (1 - batch_size / n))) / 8), n)
 
 
@@ -270,6 +333,22 @@ def sampling_of(dataset):
     """
     sampler = getattr(dataset, _MARK, None)
     return sampler if isinstance(sampler, Sampler) else None
+
+
+def multiplicity_behind(dataset):
+    """Largest number of views of an example in the batches of a sampler that a data set is, or is made from.
+
+    Args:
+        dataset: any object.
+
+    Returns:
+        int, 1 where there is no such sampler.
+    """
+    if not isinstance(dataset, tf.data.Dataset):
+        return 1
+    sampler = sampling_of(dataset)
+    here = sampler.multiplicity if sampler else 1
+    return max([here, *map(multiplicity_behind, dataset._inputs())])
 
 
 def fixed_batch_size(dataset):
@@ -329,16 +408,17 @@ def _numbers(who, name, value):
     return value
 
 
-def _checked(who, map_fn, multiplicity):
-    """Wraps `map_fn` so that it stays a map over examples: two outputs, a row in, `multiplicity` rows out."""
+def _checked(who, name, function, multiplicity):
+    """Wraps a function of the user so that it stays a map over examples: a row in, `multiplicity` rows out."""
 
     def apply(x, y):
-        result = map_fn(x, y)
+        result = function(x, y)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise TypeError(_checks.message(who, "map_fn to return a pair (x, y)", f"{result!r}", ""))
+            raise TypeError(_checks.message(who, f"{name} to return a pair (x, y)", f"{result!r}", ""))
         new_x, new_y = (tf.convert_to_tensor(part) for part in result)
         rows = tf.shape(x)[0] * multiplicity
-        text = _checks.message(who, f"{multiplicity} row(s) per example from map_fn", "another number of rows", "")
+        per_example = "one row" if multiplicity == 1 else f"{multiplicity} rows"
+        text = _checks.message(who, f"{per_example} per example from {name}", "another number of rows", "")
         # An example with a row too many would count twice in the sum of gradients, beyond the bound for one.
         checks = [tf.debugging.assert_equal(tf.shape(part)[0], rows, message=text) for part in (new_x, new_y)]
         with tf.control_dependencies(checks):

@@ -217,7 +217,11 @@ def private_step(model, plan, certified, due, x, y, sample_weight):
         x, y, weights = _never_empty(x, y, weights)
     scales = plan.scales or model.scales_in_force()
     radius = scales.output_gradient_bound
-    gradients, y_pred, losses = _summed_gradients(model, model.loss_function, radius, x, y, weights)
+    # Guards and clipping layers act on rows. Each view passes them as a whole example would, and the mean of the views
+    # is then within the bound for one; with weight 1 / multiplicity there, each view could still reach the bound alone.
+    views = plan.multiplicity
+    gradients, y_pred, losses = _summed_gradients(model, model.loss_function, radius, x, y, weights * views)
+    gradients, losses = [g / views for g in gradients], losses / views
     if model.debug:
         _log_step(model, scales, gradients)
     with tf.control_dependencies([count]):
