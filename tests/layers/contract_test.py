@@ -1,5 +1,6 @@
 """The contract of every layer in `layer_cases.CASES`: the checker, a reference in NumPy, bad arguments."""
 
+import collections
 import inspect
 import math
 
@@ -58,7 +59,21 @@ def checked(case, **search):
     return check_dp_layer(case.make(), case.input_shape, **bounds, **search)
 
 
-@callable_cases
+def sample(cases, of=3):
+    """All cases as parameters, every third one of a class with a kernel in `make test`, the others in the full run.
+
+    The checker takes seconds for each of these; a class lists its kinds of windows one after the other.
+    """
+    seen, parameters = collections.Counter(), []
+    for case in cases:
+        name = case.name.split("-")[0]
+        marks = [pytest.mark.full] if case in WITH_KERNEL and seen[name] % of else []
+        seen[name] += 1
+        parameters.append(pytest.param(case, marks=marks, id=case.name))
+    return parameters
+
+
+@pytest.mark.parametrize("case", sample(CALLABLE))
 def test_layer_passes_the_checker_and_no_recorded_ratio_falls(case):
     found = checked(case, restarts=2, steps=6)
     for name, recorded in zip(BOUNDS, case.ratios, strict=True):
