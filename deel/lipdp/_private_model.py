@@ -199,6 +199,9 @@ class PrivateModel:
             self._refuse_batch_size(batch_size)
         if y is not None:  # arrays
             batch_size = self.dataset_metadata.batch_size
+        if self.built and self.loss_function is not None:
+            labels = keras.utils.unpack_x_y_sample_weight(x.element_spec)[1] if isinstance(x, tf.data.Dataset) else y
+            self._build_state(labels)
         with self._training_on(sampler):
             history = super().fit(x, y, batch_size=batch_size, epochs=epochs, class_weight=class_weight, **kwargs)
         self.restore_constraints()  # optimizers may average weights when training ends
@@ -426,11 +429,19 @@ class PrivateModel:
         return self.get_metrics_result()
 
     def _build_state(self, y):
-        """Makes the variables of optimizer and metrics now: XLA refuses those made in a branch of the step's graph."""
+        """Makes the variables of optimizer and metrics before the step needs them.
+
+        XLA refuses those made in a branch of the step's graph, and TensorFlow traces a graph that makes some twice.
+
+        Args:
+            y: labels, or what has their shape and dtype; None if that is not known.
+        """
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        if self._compile_metrics is not None and not self._compile_metrics.built:
-            self._compile_metrics.build(y, keras.KerasTensor((None, *self.output_shape[1:])))
+        metrics, shape = self._compile_metrics, tf.TensorShape(getattr(y, "shape", None))
+        if metrics is not None and not metrics.built and shape.rank is not None:
+            labels = keras.KerasTensor((None, *shape[1:]), keras.backend.standardize_dtype(y.dtype))
+            metrics.build(labels, keras.KerasTensor((None, *self.output_shape[1:])))
 
     def _checked_inputs(self, x):
         """Convolutions are certified for one image size: no other shape may reach them."""
