@@ -101,7 +101,8 @@ def test_the_gradient_is_the_mean_over_the_views(padded):
         assert np.abs(one - other).max() > 1e-2
 
 
-@pytest.mark.parametrize("make", [poisson_batches, pytest.param(shuffled_batches, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("make", [poisson_batches, shuffled_batches])
 def test_equal_views_change_neither_training_nor_metrics_nor_the_ledger(make):
     def trained(augmult, **kwargs):
         keras.utils.set_random_seed(0)

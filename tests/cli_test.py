@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import deel.lipdp
 from deel.lipdp import recipes, training_run
 from deel.lipdp.accounting import GaussianStep, PoissonSampling, calibrate_noise, compute_epsilon
+from deel.lipdp.audit import OneRunReport, recipe
 from deel.lipdp.cli import app
 from deel.lipdp.model import DP_Sequential
 
@@ -214,3 +215,76 @@ def test_default_output_names_data_and_epsilon_and_seeded_run_says_so(tmp_path, 
     assert "Epoch" not in result.stdout and "none: the run was seeded" in result.stdout
     [name] = os.listdir(tmp_path / "runs")
     assert re.fullmatch(r"digits-epsilon2\.5-\d{8}-\d{6}", name)
+
+
+# -- audit ---------------------------------------------------------------------------------------------------------
+
+
+def one_run_report(lower, failures=()):
+    return OneRunReport(lower, 0.95, 16000, 1600, 1222, 1.999, 1e-4, 1, 400, failures)
+
+
+@pytest.mark.parametrize(
+    "failures, exit_code, word",
+    [((), 0, "pass"), (("epsilon is at least 2.5, the ledger says 1.999",), 1, "FAIL")],
+)
+def test_audit_prints_verdict_and_power_and_says_by_its_exit_code(monkeypatch, failures, exit_code, word):
+    asked = {}
+
+    def audits(epsilon, **kwargs):
+        asked.update(kwargs, epsilon=epsilon)
+        yield "mechanism", one_run_report(2.5 if failures else 1.0, failures), "finds everything"
+        yield "one run", one_run_report(1.0), "finds halved noise with probability 0.850"  # the last one passes
+
+    monkeypatch.setattr("deel.lipdp.audit.audit_recipe", audits)
+    result = lipdp("audit", *options(epsilon=1.5, delta=1e-5, canaries=20, confidence=0.9, seed=3))
+    assert asked == {"epsilon": 1.5, "delta": 1e-5, "canaries": 20, "confidence": 0.9, "seed": 3}
+    assert result.exit_code == exit_code
+    first, power, second, _, last = result.stdout.splitlines()
+    assert first.startswith(f"mechanism     {word}: epsilon at least ") and all(text in first for text in failures)
+    assert power == f"{'':<12}  finds everything"
+    assert second.startswith(
+        "one run       pass: epsilon at least 1 with confidence 0.95, declared 1.999 at delta 0.0001"
+    )
+    assert last.startswith("A pass proves nothing.") and "probability 0.001 at most, the last with 0.1." in last
+
+
+@pytest.mark.parametrize(
+    "change", [{"epsilon": 0}, {"delta": 1}, {"canaries": 1}, {"confidence": 1}, {"seed": -1}, {"canaries": "many"}]
+)
+def test_bad_audits_are_refused(change):
+    assert next(iter(change)) in refused(lipdp("audit", *options(**change)))
+
+
+@pytest.mark.full
+def test_audit_of_a_broken_step_fails(monkeypatch):
+    """Too few trainings for the last two audits; the first one finds it."""
+    monkeypatch.setattr(recipe, "_RUNS", 1)
+    monkeypatch.setattr(recipe, "_TRIALS", 10)
+    add_noise = DP_Sequential.add_noise
+    monkeypatch.setattr(
+        DP_Sequential, "add_noise", lambda self, gradients, s: add_noise(self, gradients, [0.5 * one for one in s])
+    )
+    result = lipdp("audit")
+    assert result.exit_code == 1, result.output
+    assert "sensitivity   FAIL" in result.stdout and "noise on conv/kernel has stddev" in result.stdout
+
+
+@pytest.mark.full
+def test_audit_passes_and_has_the_power_it_is_run_for():
+    """A sound step fails twice in 1000: once each of the first two audits.
+
+    The third one may fail 1 in 20 sound steps of any mechanism. This one is Gaussian, and 11 standard deviations away.
+    """
+    done = subprocess.run([sys.executable, "-m", "deel.lipdp", "audit"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()[:6:2]] == [
+        "sensitivity   pass",
+        "mechanism     pass",
+        "one run       pass",
+    ]
+    mechanism, one_run = re.findall(r"finds halved noise with probability (\S+)", done.stdout)
+    assert float(mechanism) > 0.95
+    assert float(one_run) > 0.6  # 0.85, by 200 simulations
+    attained = [int(percent) for percent in re.findall(r"kernel (\d+)%", done.stdout)]
+    assert len(attained) == 3 and min(attained) > 60

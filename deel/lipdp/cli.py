@@ -203,7 +203,7 @@ def epsilon_(
 def audit(
     epsilon: Annotated[float, typer.Option(help="What an audited step declares; around 2 the audits find most.")] = 2.0,
     delta: Annotated[float, typer.Option(help="Probability that the guarantee leaves out.")] = 1e-4,
-    canaries: Annotated[int, typer.Option(help="Canaries in each of the 20 trainings of the one-run audit.")] = 200,
+    canaries: Annotated[int, typer.Option(help="Canaries in each of the 400 trainings of the one-run audit.")] = 40,
     confidence: Annotated[
         float, typer.Option(help="Of the one-run audit: a sound step fails it at most this rarely, 1 - confidence.")
     ] = 0.95,

@@ -139,8 +139,14 @@ def hockey_stick(first, second, epsilon, points, breaks):
 
 
 class TestPairOfReplacedRecords:
-    @pytest.mark.parametrize("probability", [1e-3, 0.1, 0.7])
-    @pytest.mark.parametrize("multiplier", [0.5, 1.0, 3.0])
+    @pytest.mark.parametrize(
+        ("probability", "multiplier"),
+        [(1e-3, 0.5), (0.1, 1.0), (0.7, 3.0)]
+        + [
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in [(0.1, 0.5), (0.7, 0.5), (1e-3, 1.0), (0.7, 1.0), (1e-3, 3.0), (0.1, 3.0)]
+        ],
+    )
     def test_one_step_against_an_integral_of_the_pair(self, probability, multiplier):
         def mixture(sign):
             return lambda x: (

@@ -6,7 +6,7 @@ is worth. Their reports are computed without noise and are not covered by epsilo
 
 from deel.lipdp.audit._report import AuditError
 from deel.lipdp.audit._statistics import epsilon_lower_bound, gaussian_epsilon, mechanism_power, one_run_power
-from deel.lipdp.audit.examples import hard_examples
+from deel.lipdp.audit.examples import hard_examples, hard_weights
 from deel.lipdp.audit.mechanism import MechanismReport, audit_mechanism
 from deel.lipdp.audit.one_run import OneRunReport, audit_one_run
 from deel.lipdp.audit.recipe import audit_recipe
@@ -25,6 +25,7 @@ __all__ = [
     "epsilon_lower_bound",
     "gaussian_epsilon",
     "hard_examples",
+    "hard_weights",
     "mechanism_power",
     "one_run_power",
 ]

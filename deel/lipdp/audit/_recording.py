@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from deel.lipdp import _checks
 from deel.lipdp.bounds import compute_gradient_bounds, output_gradient_bound, variable_key
+from deel.lipdp.layers import DP_Dropout
 from deel.lipdp.noise import get_noise_multiplier_coefs, joint_noise_multiplier
 
 __all__ = ["Declared", "ExampleGradients", "Recorder", "declared_scales", "flat", "fresh_model"]
@@ -107,10 +108,12 @@ class Recorder:
         model.optimizer.apply = recording_apply
 
     def _variables(self):
-        return [*self.model.variables, *self.model.optimizer.variables]
+        # Masks are secret, hence among no model's variables. Two runs that are compared need the same.
+        masks = [layer.mask_state for layer in self.model._flatten_layers() if isinstance(layer, DP_Dropout)]
+        return [*self.model.variables, *self.model.optimizer.variables, *masks]
 
     def state(self):
-        """list of arrays, the present values of all variables of model and optimizer."""
+        """list of arrays, the present values of all variables of model and optimizer, and the state of its masks."""
         return [v.numpy() for v in self._variables()]
 
     def restore(self, state=None, certify=False):

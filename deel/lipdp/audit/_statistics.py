@@ -87,9 +87,19 @@ def gaussian_epsilon(distance, delta):
     """Epsilon of telling N(0, 1) from N(distance, 1), exactly (Balle and Wang, 2018, theorem 8).
 
     Args:
-        distance: float >= 0, sensitivity over stddev; that of T steps taken by everyone is sqrt(T) times that of one.
+        distance: float, sensitivity over stddev; that of T steps taken by everyone is sqrt(T) times that of one. At or
+            below 0 there is nothing to tell, and epsilon is 0.
         delta: float in (0, 1).
+
+    Raises:
+        TypeError, ValueError: for a delta out of range.
+
+    Example:
+
+    >>> round(gaussian_epsilon(1.0, delta=1e-5), 3)
+    4.377
     """
+    delta = _checks.number("gaussian_epsilon", "delta", delta, above=0.0, below=1.0)
     if distance <= 0:
         return 0.0
 
@@ -140,7 +150,23 @@ def one_run_power(
 
     Returns:
         float in [0, 1], share of the audits whose lower bound exceeds `declared_epsilon`.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
     """
+    who = "one_run_power"
+    epsilon, declared_epsilon = (
+        _checks.number(who, name, value, above=0.0)
+        for name, value in (("epsilon", epsilon), ("declared_epsilon", declared_epsilon))
+    )
+    delta = _checks.number(who, "delta", delta, above=0.0, below=1.0)
+    canaries = _checks.integer(who, "canaries", canaries)
+    guesses = _checks.integer(who, "guesses", guesses, at_most=canaries)
+    confidence = _checks.number(who, "confidence", confidence, above=0.0, below=1.0)
+    trials = _checks.integer(who, "trials", trials)
+    if products is not None and canaries % len(products):
+        expected = f"canaries to be a multiple of the {len(products)} of one training"
+        raise ValueError(_checks.message(who, expected, f"canaries={canaries}", "Count the canaries of all trainings."))
     rng = np.random.default_rng(seed)
     declared = gaussian_distance(declared_epsilon, delta)
     noise = declared / gaussian_distance(epsilon, delta)
@@ -199,7 +225,17 @@ def mechanism_power(distance, declared_distance, trials, false_alarm=1e-3):
 
     Returns:
         float in [0, 1].
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
     """
+    who = "mechanism_power"
+    distance, declared_distance = (
+        _checks.number(who, name, value, above=0.0)
+        for name, value in (("distance", distance), ("declared_distance", declared_distance))
+    )
+    trials = _checks.integer(who, "trials", trials)
+    false_alarm = _checks.number(who, "false_alarm", false_alarm, above=0.0, below=1.0)
     counts = np.arange(trials + 1)
     probability = stats.binom.pmf(counts, trials, stats.norm.sf(distance / 2))
     bounds = distance_lower_bound(trials, counts[:, None], counts[None, :], false_alarm)

@@ -1,6 +1,7 @@
 """One-run audit: canaries by the toss of a coin, and what the released gradients give away about the coins."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -99,19 +100,24 @@ def audit_one_run(
     total = runs * len(x)
     guesses = max(2, total // 10) if guesses is None else guesses
     guesses = _checks.integer(who, "guesses", guesses, at_least=2, at_most=total)
+    confidence = _checks.number(who, "confidence", confidence, above=0.0, below=1.0)
     model = fresh_model(who, build_model)
     delta = model.dp_parameters.delta if delta is None else _checks.number(who, "delta", delta, above=0.0, below=1.0)
     recorder = Recorder(model)
     rng = np.random.default_rng(seed)
     coins, scores, canaries = [], [], _Canaries(model, x, y)
+    numbers, batch_size = np.arange(len(x)), model.dataset_metadata.batch_size
+    # One data set for all trainings: to make one takes longer than a step.
+    batches = poisson_batches(numbers, numbers, batch_size, steps=steps * runs, seed=int(rng.integers(2**63)))
+    rows_of_batches = (rows for rows, _ in batches.as_numpy_iterator())
     for _ in range(runs):
         recorder.restore()
         coins.append(rng.integers(0, 2, len(x)))
-        scores.append(_train(recorder, x, y, coins[-1], steps, canaries, rng))
+        scores.append(_train(recorder, x, y, coins[-1], itertools.islice(rows_of_batches, steps), canaries))
     answers = best_guesses(np.concatenate(scores), guesses)
     correct = int(np.sum(answers == 2 * np.concatenate(coins) - 1))
     lower = epsilon_lower_bound(total, guesses, correct, delta, confidence)
-    sampling = PoissonSampling(model.dataset_metadata.batch_size / len(x))
+    sampling = PoissonSampling(batch_size / len(x))
     entries = [
         (dataclasses.replace(event, sampling=sampling), count // runs) for event, count in model.ledger.entries()
     ]
@@ -142,13 +148,12 @@ class _Canaries:
         return found
 
 
-def _train(recorder, x, y, coins, steps, canaries, rng):
+def _train(recorder, x, y, coins, rows_of_batches, canaries):
     """Scores of the canaries after one training, centred at 0."""
-    batch_size, n = recorder.model.dataset_metadata.batch_size, len(x)
-    rate = batch_size / n
-    batches = poisson_batches(np.arange(n), np.arange(n), batch_size, steps=steps, seed=int(rng.integers(2**63)))
+    n = len(x)
+    rate = recorder.model.dataset_metadata.batch_size / n
     products, correlations = 0.0, 0.0
-    for step, (rows, _) in enumerate(batches.as_numpy_iterator()):
+    for step, rows in enumerate(rows_of_batches):
         stddevs, gradients, step_products = canaries(is_first=step == 0)
         release = recorder.step(x[rows], y[rows], coins[rows].astype("float32"))
         products = products + step_products

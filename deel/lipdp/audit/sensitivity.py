@@ -21,6 +21,9 @@ _logger = logging.getLogger(__name__)
 # A bound already leaves room for single precision; this is for the audit's own arithmetic.
 _TOLERANCE = 1e-5
 
+# With which noise that is too small by `noise_shortfalls` is found.
+_NOISE_POWER = 0.999
+
 
 @dataclasses.dataclass(frozen=True)
 class SensitivityReport(Report):
@@ -31,6 +34,8 @@ class SensitivityReport(Report):
         distances, bounds: dicts by variable key, largest distance measured and the declared bound.
         noise_stddevs, declared_noise_stddevs: dicts by variable key, on the sum.
         noise_quantiles: dict by variable key, share of the declared stddev below which the noise is called too small.
+        noise_shortfalls: dict by variable key, share by which the noise must be too small to be called so with
+            probability 0.999.
         joint_distance, declared_joint_distance: floats, of all variables together in units of the noise as measured (a
             lower confidence limit), and one over the joint noise multiplier that the ledger counted.
         attained: float, largest joint distance in units of the declared noise, over the declared distance: how near the
@@ -45,6 +50,7 @@ class SensitivityReport(Report):
     noise_stddevs: dict
     declared_noise_stddevs: dict
     noise_quantiles: dict
+    noise_shortfalls: dict
     joint_distance: float
     declared_joint_distance: float
     attained: float
@@ -86,7 +92,8 @@ def audit_sensitivity(
         x, y: arrays, the data, at least one batch of them. `hard_examples` makes some that come near their bounds.
         steps: int, training steps. The weights move from one to the next.
         pairs_per_step: int, examples that are left out of each batch, one at a time.
-        suspects: array of int or None, rows of `x` to be left out; None for any.
+        suspects: array of int or None, rows of `x` to be left out, of those in the batch the first ones; None for any,
+            drawn at random. `hard_examples` returns the hardest first.
         noise_draws: int >= 2, pairs of steps by which the noise is measured.
         false_alarm: float in (0, 1), for the measured noise; what is compared otherwise is exact up to rounding.
         seed: int, of the sampler and of the choice of examples.
@@ -113,7 +120,6 @@ def audit_sensitivity(
             )
         )
     rng = np.random.default_rng(seed)
-    suspects = np.arange(len(x)) if suspects is None else np.asarray(suspects)
     runs = [Recorder(model) for model in (whole, without)]
     state = runs[0].state()
     rows_of_batches = poisson_batches(
@@ -121,8 +127,9 @@ def audit_sensitivity(
     )
     found = []
     for rows, _ in rows_of_batches.as_numpy_iterator():
-        present = np.intersect1d(rows, suspects)
-        for pair, suspect in enumerate(rng.permutation(present)[:pairs_per_step]):
+        order = rng.permutation(len(x)) if suspects is None else np.asarray(suspects)
+        present = order[np.isin(order, rows)]
+        for pair, suspect in enumerate(present[:pairs_per_step]):
             for run in runs:
                 run.restore(state, certify=pair == 0)
             declared = declared_scales(whole)
@@ -172,6 +179,7 @@ def _report(found, multiplier, noise, declared, freedom, false_alarm):
             )
     # One-sided, shared out over the variables: a sound model falls below with at most this probability.
     quantile = np.sqrt(stats.chi2.ppf(false_alarm / len(keys), freedom) / freedom)
+    shortfall = 1.0 - quantile / np.sqrt(stats.chi2.ppf(_NOISE_POWER, freedom) / freedom)
     for k, key in enumerate(keys):
         if noise[k] < quantile[k] * declared.stddevs[k]:
             failures.append(f"noise on {key} has stddev {noise[k]:.6g}, declared {declared.stddevs[k]:.6g}")
@@ -189,6 +197,7 @@ def _report(found, multiplier, noise, declared, freedom, false_alarm):
         noise_stddevs=dict(zip(keys, noise.tolist(), strict=True)),
         declared_noise_stddevs=dict(zip(keys, declared.stddevs.tolist(), strict=True)),
         noise_quantiles=dict(zip(keys, quantile.tolist(), strict=True)),
+        noise_shortfalls=dict(zip(keys, shortfall.tolist(), strict=True)),
         joint_distance=float(joint),
         declared_joint_distance=largest,
         attained=float(max(scales.distance(distances) for scales, distances in found) * multiplier),
@@ -235,11 +244,15 @@ class SensitivityAudit(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         _logger.warning("SensitivityAudit reads gradient norms of single examples, which epsilon does not cover.")
-        self._next = self.model.ledger.steps
+        self._next = self._steps()
+
+    def _steps(self):
+        # The ledger may count by the pass.
+        return int(self.model.optimizer.iterations.numpy())
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.model.ledger.steps >= self._next:
-            self._next = self.model.ledger.steps + self.every
+        if self._steps() >= self._next:
+            self._next = self._steps() + self.every
             self._check()
 
     def _check(self):
