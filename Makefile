@@ -7,16 +7,23 @@ BIN := $(VENV)/bin
 # One thread for each worker, and no messages of TensorFlow's start-up.
 QUIET := TF_CPP_MIN_LOG_LEVEL=3 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 OMP_NUM_THREADS=1
 
+# In parts, each in new processes: in one that has traced thousands of graphs, a training test takes ten times as long.
+PYTEST := $(QUIET) $(BIN)/python -m pytest -n $(WORKERS)
+
 .PHONY: demo test test-full lint docs clean
 
 demo: $(VENV)/.installed
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/lipdp demo
 
 test: lint
-	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS) -m "not full"
+	$(PYTEST) -m "not full" tests/training
+	$(PYTEST) -m "not full" tests/layers
+	$(PYTEST) -m "not full" tests --ignore=tests/training --ignore=tests/layers
 
 test-full: lint docs
-	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST) tests/training
+	$(PYTEST) tests/layers
+	$(PYTEST) tests --ignore=tests/training --ignore=tests/layers
 	$(BIN)/python tests/wheel_check.py
 
 lint: $(VENV)/.installed
