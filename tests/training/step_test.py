@@ -268,8 +268,10 @@ def test_the_slack_covers_the_rounding_of_a_large_sum(batch_size):
     [bound] = compute_gradient_bounds(private).values()
     [with_it], [without] = summed_gradients(private, x, y), summed_gradients(private, x[1:], y[1:])
     found = np.linalg.norm(with_it.astype("float64") - without.astype("float64"))
-    exact = bound / (1.0 + rounding_slack(batch_size))
-    assert 0.99 * exact <= found <= bound
+    slack = rounding_slack(batch_size)
+    exact = bound / (1.0 + slack)
+    assert found <= bound
+    assert found >= (0.992 - slack) * exact  # the bound is attained to 1 %; rounding may take away as much as it adds
 
 
 def test_a_nan_label_does_not_reach_the_logged_loss():
