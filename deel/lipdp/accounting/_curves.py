@@ -60,7 +60,7 @@ def loss_width(terms):
     """Returns the width of the grid on which privacy losses are rounded.
 
     Losses are rounded towards more epsilon, so the width never decides soundness: only time, memory and tightness. It
-    is 1e-4, or a 150th of the spread of one step's loss where that is more (which costs some 1e-5 of epsilon), or a
+    is 1e-4, or a 75th of the spread of one step's loss where that is more (which costs some 1e-5 of epsilon), or a
     tenth of it where that is less (some 1e-4 of epsilon), unless that would take more than 2 million grid points.
     Infinite where dp-accounting would overflow.
     """
@@ -75,7 +75,7 @@ def loss_width(terms):
         stddev = min(ratio_stddev, math.sqrt(probability) * largest)
         # The loss of a pair is the sum of the losses of its two records against the null record.
         apart = 2 if noise == "gaussian_pair" else 1
-        usual = max(min(_WIDTH, ratio_stddev / 10), ratio_stddev / 150) if probability < 1.0 else _WIDTH
+        usual = max(min(_WIDTH, ratio_stddev / 10), ratio_stddev / 75) if probability < 1.0 else _WIDTH
         width = min(width, usual)
         reach = max(reach, apart * largest)
         total += 2 * steps * apart**2 * mean + 16 * math.sqrt(steps) * apart * stddev + apart * largest
