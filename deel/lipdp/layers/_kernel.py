@@ -5,9 +5,10 @@ import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks, _linalg
+from deel.lipdp._traced import traced_once
 from deel.lipdp.layers._base import DPLayer
 
-__all__ = ["SpectralKernel", "UnitBall"]
+__all__ = ["SpectralKernel", "UnitBall", "orthogonalize"]
 
 # 1-Lipschitz and zero at zero, so that the layer's bounds hold after them.
 _ACTIVATIONS = {
@@ -20,6 +21,8 @@ _ACTIVATIONS = {
 }
 
 _EPS32 = float(np.finfo("float32").eps)
+
+orthogonalize = traced_once(_linalg.orthogonalize)
 
 
 class UnitBall(keras.constraints.Constraint):
@@ -125,7 +128,7 @@ class SpectralKernel(DPLayer):
     def _orthogonalize(self, kernel):
         """Moves a kernel, or each of a batch, towards an isometry, to any norm. A kernel of zeros stays as it is."""
         matrices = ops.reshape(kernel, (*kernel.shape[: -2 - self.rank], -1, kernel.shape[-1]))
-        return ops.reshape(_linalg.orthogonalize(matrices, self.orthogonalization_steps), kernel.shape)
+        return ops.reshape(orthogonalize(matrices, self.orthogonalization_steps), kernel.shape)
 
     def project(self, kernel):
         """Orthogonalises the kernel and divides it by a certified bound on its norm.

@@ -5,7 +5,8 @@ from keras import ops
 
 from deel.lipdp import _checks, _linalg
 from deel.lipdp._convolution import window_positions
-from deel.lipdp.layers._kernel import SpectralKernel, UnitBall
+from deel.lipdp._traced import traced_once
+from deel.lipdp.layers._kernel import SpectralKernel, UnitBall, orthogonalize
 
 __all__ = [
     "DP_Conv1D",
@@ -14,6 +15,9 @@ __all__ = [
     "DP_QuickSpectralConv2D",
     "DP_SpectralConv2D",
 ]
+
+_conv_norm_bound = traced_once(_linalg.conv_norm_bound)
+_orthogonalize_convolution = traced_once(_linalg.orthogonalize_convolution)
 
 #: Names of the spatial axes, by their number.
 _AXES = {1: "steps", 2: "rows, cols"}
@@ -66,7 +70,7 @@ class _SpectralConvolution(SpectralKernel):
         super().build(input_shape)
 
     def _operator_norm_bound(self, kernel):
-        return _linalg.conv_norm_bound(kernel, self._geometry)
+        return _conv_norm_bound(kernel, self._geometry)
 
     def backpropagate_params(self, input_bound, gradient_bound):
         return self._geometry.kernel_gradient_factor * input_bound * gradient_bound
@@ -78,8 +82,9 @@ class _OrthogonalConvolution(_SpectralConvolution):
     (A matrix that is orthogonal on windows is far from one on images when pixels are in several windows.)
     """
 
-    #: From the start that `"orthogonal"` stands for, singular values are then within 10 % of each other.
-    _steps_at_build = 30
+    #: With three steps in each, singular values are then within 10 % of each other, from the start that `"orthogonal"`
+    #: stands for.
+    _passes_at_build = 10
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -90,7 +95,9 @@ class _OrthogonalConvolution(_SpectralConvolution):
         """The initialiser's kernel, moved to an isometry as far as it goes."""
         if isinstance(getattr(self, f"{self._kernel_argument}_initializer"), keras.initializers.Orthogonal):
             kernel = _linalg.centred_convolution(kernel, self._geometry)
-        return _linalg.orthogonalize_convolution(kernel, self._geometry.strides, self._steps_at_build)
+        for _ in range(self._passes_at_build):
+            kernel = _orthogonalize_convolution(kernel, self._geometry.strides, self.orthogonalization_steps)
+        return kernel
 
     def _windows_overlap(self):
         return any(k > s for k, s in zip(self._geometry.kernel_size, self._geometry.strides, strict=True))
@@ -98,7 +105,7 @@ class _OrthogonalConvolution(_SpectralConvolution):
     def _orthogonalize(self, kernel):
         if not self._windows_overlap():
             return super()._orthogonalize(kernel)
-        return _linalg.orthogonalize_convolution(kernel, self._geometry.strides, self.orthogonalization_steps)
+        return _orthogonalize_convolution(kernel, self._geometry.strides, self.orthogonalization_steps)
 
 
 class _FullConvolution(_OrthogonalConvolution):
@@ -287,7 +294,7 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
         return _from_channels(super()._orthogonalize(_channels(kernel)))
 
     def _operator_norm_bound(self, kernel):
-        return ops.expand_dims(_linalg.conv_norm_bound(_channels(kernel), self._geometry), axis=-1)
+        return ops.expand_dims(_conv_norm_bound(_channels(kernel), self._geometry), axis=-1)
 
 
 def _finite_gradient(kernel, num_examples):
@@ -383,7 +390,7 @@ class DP_PatchEmbedding(_SpectralConvolution, keras.layers.Conv2D):
         # In single precision the first Gram matrix hides singular values below about 1e-3 of the largest; the first
         # pass lifts them, the second sees them.
         for _ in range(2):
-            matrix = _linalg.orthogonalize(matrix, self.orthogonalization_steps)
+            matrix = orthogonalize(matrix, self.orthogonalization_steps)
         return ops.reshape(matrix, kernel.shape)
 
     def get_config(self):

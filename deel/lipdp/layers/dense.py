@@ -3,9 +3,12 @@
 import keras
 
 from deel.lipdp import _linalg
+from deel.lipdp._traced import traced_once
 from deel.lipdp.layers._kernel import SpectralKernel, UnitBall
 
 __all__ = ["DP_QuickFrobeniusDense", "DP_QuickSpectralDense", "DP_SpectralDense"]
+
+_matrix_norm_bound = traced_once(_linalg.matrix_norm_bound)
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -44,7 +47,7 @@ class DP_QuickSpectralDense(SpectralKernel, keras.layers.Dense):
         self.kernel_constraint = UnitBall(self)
 
     def _operator_norm_bound(self, kernel):
-        return _linalg.matrix_norm_bound(kernel)
+        return _matrix_norm_bound(kernel)
 
     def backpropagate_params(self, input_bound, gradient_bound):
         return input_bound * gradient_bound
