@@ -300,8 +300,10 @@ def _batches(who, x, y, batch_size, steps, sampling, map_fn, augmult, capacity, 
             batch = _weighted(*batch, 1.0 / multiplicity, capacity and capacity * multiplicity)
         return batch
 
+    options = tf.data.Options()
+    options.autotune.enabled = False  # nothing to tune here, and its thread delays the end of some iterators by seconds
     dataset = tf.data.Dataset.from_generator(sampler.draw, output_signature=signature).map(batch)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2).with_options(options)
     setattr(dataset, _MARK, sampler)
     return dataset
 
