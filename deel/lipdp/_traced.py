@@ -24,9 +24,12 @@ def traced_once(function):
 
     signature = inspect.signature(function)
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def graph(constants):
-        return tf.function(functools.partial(function, **dict(constants)), autograph=False)
+        # Called, not copied into the graphs that use it, so that TensorFlow optimises it once too.
+        attributes = {"_noinline": True}
+        bound = functools.partial(function, **dict(constants))
+        return tf.function(bound, autograph=False, experimental_attributes=attributes)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
