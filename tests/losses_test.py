@@ -14,6 +14,7 @@ import tensorflow as tf
 from doubles import SHAPE, UPPER_BOUND, RecordingSGD, data, model, summed_gradients
 
 from deel.lipdp import losses
+from deel.lipdp._training.tensorflow import per_example_losses
 from deel.lipdp.layers import DP_BoundedInput, DP_Flatten, DP_QuickSpectralDense
 from deel.lipdp.losses import (
     DP_KCosineSimilarity,
@@ -314,6 +315,52 @@ def test_one_value_for_each_example(case):
     np.testing.assert_array_equal(np.delete(loss.call(y2, z2).numpy(), 4), np.delete(whole, 4))
     np.testing.assert_array_equal(np.delete(gradients(loss, y2, z2), 4, axis=0), np.delete(slopes, 4, axis=0))
     assert loss.call(y[:0], z[:0]).shape == (0,)
+
+
+@all_cases
+@pytest.mark.parametrize("others", [math.nan, math.inf, -1e30])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_the_step_takes_each_row_by_itself(case, others, reduction):
+    """As mapped over batches of one, and nothing in other rows, labels included, reaches a row."""
+    loss = case.make(reduction=reduction)
+    y, z = batch(case)
+
+    def row(loss, y, z):
+        z = tf.constant(z)
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            values = per_example_losses(loss, tf.constant(y), z)
+        return values[4].numpy(), tape.gradient(values, z)[4].numpy()
+
+    value, gradient = row(loss, y, z)
+    for got, expected in zip((value, gradient), row(lambda *pair: loss(*pair), y, z), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    y[np.arange(9) != 4] = z[np.arange(9) != 4] = others
+    for got, expected in zip(row(loss, y, z), (value, gradient), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@all_cases
+def test_the_step_refuses_more_or_fewer_labels_than_outputs(case):
+    y, z = batch(case)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, case.outputs)), tf.TensorSpec((None, case.outputs))])
+    def step(y, z):
+        return per_example_losses(case.make(), y, z)
+
+    for labels, outputs in [(y[:1], z), (y, z[:1])]:
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            step(labels, outputs)
+
+
+def test_a_loss_of_ones_own_is_mapped_also_where_it_is_derived_from_one_of_these():
+    class Coupled(losses.DP_TauCategoricalCrossentropy):
+        def call(self, y_true, y_pred):
+            return super().call(y_true, y_pred) * tf.reduce_sum(y_pred)
+
+    loss, (y, z) = Coupled(1.0), batch(CASES[0])
+    alone = [float(loss(y[i : i + 1], z[i : i + 1])) for i in range(len(z))]
+    np.testing.assert_allclose(per_example_losses(loss, tf.constant(y), tf.constant(z)), alone, rtol=1e-5)
 
 
 @all_cases

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from deel.lipdp import _checks, _linalg, _reporting
+from deel.lipdp._training.tensorflow import per_example_losses
 from deel.lipdp.accounting import GaussianStep, LaplaceStep, PoissonSampling
 from deel.lipdp.layers import DP_ClipGradient
 from deel.lipdp.sampling import sampling_of
@@ -126,10 +127,7 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
         with tf.GradientTape() as tape:
             tape.watch(x)  # else nothing is recorded where no layer before the clip is trained
             arriving, y_pred = probe(x, training=True)
-            # Of one example each: no loss can then make one example's gradient depend on another.
-            losses = tf.vectorized_map(
-                lambda pair: tf.reduce_mean(model.loss_function(pair[0][None], pair[1][None])), (y, y_pred)
-            )
+            losses = per_example_losses(model.loss_function, y, y_pred)
         cotangents = tape.gradient(losses, arriving, unconnected_gradients="zero")
         rows = tf.reshape(_linalg.finite_or_zero(cotangents), [len(x), -1])
         return tf.norm(rows, axis=1).numpy().astype("float64")

@@ -437,3 +437,17 @@ class DP_MulticlassHKR(DP_MulticlassKR):
 
     def get_config(self):
         return {**super().get_config(), "alpha": self.alpha, "min_margin": self.min_margin}
+
+
+#: Losses that take each row of a batch by itself. Their subclasses need not.
+ROW_WISE_LOSSES = frozenset(
+    {
+        DP_KCosineSimilarity,
+        DP_MeanAbsoluteError,
+        DP_MulticlassHKR,
+        DP_MulticlassHinge,
+        DP_MulticlassKR,
+        DP_TauBCE,
+        DP_TauCategoricalCrossentropy,
+    }
+)

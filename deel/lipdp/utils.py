@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks, _reporting
+from deel.lipdp._training.tensorflow import per_example_losses
 
 __all__ = [
     "CertifiableAUROC",
@@ -233,12 +234,7 @@ class PrivacyMetrics(keras.callbacks.Callback):
 
     def _losses(self, y, outputs):
         loss = keras.losses.get(self.model.loss)
-        # Of one example each: whatever the reduction of the loss, none of it is shared.
-        losses = ops.vectorized_map(
-            lambda pair: ops.mean(loss(pair[0][None], pair[1][None])),
-            (ops.convert_to_tensor(y), ops.convert_to_tensor(outputs)),
-        )
-        return ops.convert_to_numpy(losses)
+        return per_example_losses(loss, ops.convert_to_tensor(y), ops.convert_to_tensor(outputs)).numpy()
 
 
 def _classes(y):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from deel.lipdp import _linalg, _scalars
 from deel.lipdp._training.noise_source import NoiseSource
 from deel.lipdp.accounting import GaussianStep
+from deel.lipdp.losses import ROW_WISE_LOSSES
 
 __all__ = [
     "CertifiedWeights",
@@ -18,6 +19,7 @@ __all__ = [
     "StepPlan",
     "StepScales",
     "per_example_gradient_norms",
+    "per_example_losses",
     "private_step",
 ]
 
@@ -145,16 +147,25 @@ def _never_empty(x, y, weights):
     return tf.cond(tf.shape(weights)[0] > 0, lambda: (x, y, weights), placeholder)
 
 
-def _guarded_cotangents(loss, y, y_pred, weights, radius):
-    """Each example's weighted loss, and its gradient at the output, finite and of norm at most `radius`.
+def per_example_losses(loss, y, y_pred):
+    """Loss of each example of a batch, (batch,), such that none depends on another example.
 
-    The loss is mapped over batches of one example, so no loss, whatever it does, can make one example's gradient depend
-    on another.
+    The library's own losses are known to be so. Any other is mapped over batches of one example: whatever it does, it
+    can then not make one example's gradient depend on another. (XLA compiles a mapped step anew for every batch.)
     """
+    if type(loss) in ROW_WISE_LOSSES and len(y_pred.shape) == 2:
+        # One label would be broadcast over all examples.
+        tf.debugging.assert_equal(tf.shape(y)[0], tf.shape(y_pred)[0], "expected one label for each example")
+        return loss.call(tf.cast(y, loss.dtype), tf.cast(y_pred, loss.dtype))
+    losses = tf.vectorized_map(lambda pair: tf.reduce_mean(loss(pair[0][None], pair[1][None])), (y, y_pred))
+    return tf.reshape(losses, [-1])
+
+
+def _guarded_cotangents(loss, y, y_pred, weights, radius):
+    """Each example's weighted loss, and its gradient at the output, finite and of norm at most `radius`."""
     with tf.GradientTape() as tape:
         tape.watch(y_pred)
-        losses = tf.vectorized_map(lambda pair: tf.reduce_mean(loss(pair[0][None], pair[1][None])), (y, y_pred))
-        losses = tf.reshape(losses, [-1]) * tf.cast(weights, y_pred.dtype)
+        losses = per_example_losses(loss, y, y_pred) * tf.cast(weights, y_pred.dtype)
     cotangents = tape.gradient(losses, y_pred, unconnected_gradients="zero")
     # The reported loss leaves out what the gradient leaves out: a NaN would set off TerminateOnNaN, for one record.
     losses = _linalg.finite_or_zero(losses)
