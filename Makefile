@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # One thread for each worker, and no messages of TensorFlow's start-up.
 QUIET := TF_CPP_MIN_LOG_LEVEL=3 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 OMP_NUM_THREADS=1
 
-# In parts, each in new processes: in one that has traced thousands of graphs, a training test takes ten times as long.
+# In parts, each in new processes: every model that was trained leaves some 10 MB in TensorFlow.
 PYTEST := $(QUIET) $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: demo test test-full lint docs clean

@@ -318,11 +318,10 @@ def test_one_value_for_each_example(case):
 
 
 @all_cases
-@pytest.mark.parametrize("others", [math.nan, math.inf, -1e30])
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
-def test_the_step_takes_each_row_by_itself(case, others, reduction):
+@pytest.mark.parametrize("others", [math.nan, -1e30])
+def test_the_step_takes_each_row_by_itself(case, others):
     """As mapped over batches of one, and nothing in other rows, labels included, reaches a row."""
-    loss = case.make(reduction=reduction)
+    loss = case.make(reduction="sum")
     y, z = batch(case)
 
     def row(loss, y, z):

@@ -66,7 +66,11 @@ def ordered(accountant_first, budget, clipping):
 
 @pytest.mark.parametrize(
     ("make", "epochs", "patience", "steps_per_execution", "accountant_first"),
-    [(same_event, 3, 1, 1, False), (quantile, 5, 2, 7, True), (laplace, 2, 3, 7, False)],
+    [
+        (same_event, 3, 1, 1, False),
+        (quantile, 5, 2, 7, True),
+        pytest.param(laplace, 2, 3, 7, False, marks=pytest.mark.full),
+    ],
 )
 def test_a_budget_of_so_many_epochs_is_spent_in_as_many(make, epochs, patience, steps_per_execution, accountant_first):
     private = clipped(compile_arguments={"steps_per_execution": steps_per_execution})
