@@ -101,9 +101,9 @@ class PrivateModel:
             optimizer, metrics, run_eagerly, steps_per_execution, ...: as in Keras.
             loss: a loss of `deel.lipdp.losses`, or any Keras loss if the model ends with `DP_ClipGradient`.
             loss_weights: None or one number in [0, 1].
-            jit_compile: bool. False by default: without XLA a step is faster, and batches of varying size do not
-                recompile it. With XLA the metrics count each row by its weight, so rows of weight 0 still count
-                nothing.
+            jit_compile: bool. False by default: on a CPU a step is faster without XLA, and batches of varying size do
+                not recompile it. With XLA pad them, and use a loss of `deel.lipdp.losses`; its metrics count each row
+                by its weight, so rows of weight 0 still count nothing.
 
         Raises:
             TypeError: for a layer without bounds.
