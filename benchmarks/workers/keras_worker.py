@@ -1,0 +1,75 @@
+"""Steps of Keras: `plain`, `same_layers` (lipdp's layers without privacy) and `private` (lipdp)."""
+
+from worker import pin_to_one_core, serve
+
+pin_to_one_core()
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+import workloads  # noqa: E402
+
+from deel.lipdp import layers as dp  # noqa: E402
+from deel.lipdp.losses import DP_TauCategoricalCrossentropy  # noqa: E402
+from deel.lipdp.model import DP_Sequential  # noqa: E402
+from deel.lipdp.parameters import DatasetMetadata, DPParameters  # noqa: E402
+
+INPUT_BOUND = 28.0
+DATASET_SIZE = 60_000
+
+
+def _conv(layer, cls):
+    return cls(layer.filters, layer.kernel_size, strides=layer.strides, padding=layer.padding, use_bias=False)
+
+
+def _pool(layer, cls):
+    return cls(layer.size, strides=layer.strides)
+
+
+#: Kind of layer -> what stands for it in each arm.
+PLAIN = {
+    workloads.Conv: lambda layer: _conv(layer, keras.layers.Conv2D),
+    workloads.Activation: lambda layer: keras.layers.ReLU(),
+    workloads.Pool: lambda layer: _pool(layer, keras.layers.MaxPooling2D),
+    workloads.Flatten: lambda layer: keras.layers.Flatten(),
+    workloads.Dense: lambda layer: keras.layers.Dense(layer.units, use_bias=False),
+}
+SAME_LAYERS = {
+    **PLAIN,
+    workloads.Activation: lambda layer: dp.DP_GroupSort(2),
+    workloads.Pool: lambda layer: _pool(layer, dp.DP_ScaledL2NormPooling2D),
+}
+PRIVATE = {
+    **SAME_LAYERS,
+    workloads.Conv: lambda layer: _conv(layer, dp.DP_QuickSpectralConv2D),
+    workloads.Flatten: lambda layer: dp.DP_Flatten(),
+    workloads.Dense: lambda layer: dp.DP_QuickSpectralDense(layer.units),
+}
+ARMS = {"plain": PLAIN, "same_layers": SAME_LAYERS, "private": PRIVATE}
+
+
+def make_step(arm, workload, batch_size):
+    stack = [ARMS[arm][type(layer)](layer) for layer in workload.layers]
+    if arm == "private":
+        model = DP_Sequential(
+            [dp.DP_BoundedInput(INPUT_BOUND, input_shape=workload.input_shape), *stack],
+            dp_parameters=DPParameters("local", 1.0, 1e-5),
+            dataset_metadata=DatasetMetadata(
+                workload.input_shape, DATASET_SIZE, batch_size, INPUT_BOUND, nb_classes=workload.num_classes
+            ),
+        )
+    else:
+        model = keras.Sequential([keras.Input(workload.input_shape), *stack])
+    optimizer = keras.optimizers.SGD(1e-2, momentum=0.9)
+    model.compile(optimizer, DP_TauCategoricalCrossentropy(10.0), jit_compile=False)
+    rng = np.random.default_rng(0)
+    x = rng.random((batch_size, *workload.input_shape), dtype="float32")
+    y = np.eye(workload.num_classes, dtype="float32")[rng.integers(0, workload.num_classes, batch_size)]
+    model.train_on_batch(x, y)  # builds everything
+    model.make_train_function()
+    iterator = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
+    return lambda: model.train_function(iterator), {"keras": keras.__version__, "tensorflow": tf.__version__}
+
+
+if __name__ == "__main__":
+    serve(make_step)
