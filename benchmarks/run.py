@@ -41,6 +41,10 @@ FRAMEWORKS = {
     "opacus": Framework(
         "opacus_worker.py", ("plain", "hooks", "ew", "ghost"), (("torch==2.13.0",), ("opacus==1.6.0", "numpy<3"))
     ),
+    "tf_privacy": Framework(
+        "tf_privacy_worker.py", ("plain", "dp_sequential"), (("tensorflow-cpu==2.15.1", "tensorflow-privacy==0.9.0"),)
+    ),
+    "jax": Framework("jax_worker.py", ("plain", "optax", "jax_privacy"), (("jax-privacy==2.0.0", "optax"),)),
 }
 
 

@@ -8,6 +8,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import workloads  # noqa: E402
+from keras_layers import conv, plain_layers, pool  # noqa: E402
 
 from deel.lipdp import layers as dp  # noqa: E402
 from deel.lipdp.losses import DP_TauCategoricalCrossentropy  # noqa: E402
@@ -18,30 +19,16 @@ INPUT_BOUND = 28.0
 DATASET_SIZE = 60_000
 
 
-def _conv(layer, cls):
-    return cls(layer.filters, layer.kernel_size, strides=layer.strides, padding=layer.padding, use_bias=False)
-
-
-def _pool(layer, cls):
-    return cls(layer.size, strides=layer.strides)
-
-
 #: Kind of layer -> what stands for it in each arm.
-PLAIN = {
-    workloads.Conv: lambda layer: _conv(layer, keras.layers.Conv2D),
-    workloads.Activation: lambda layer: keras.layers.ReLU(),
-    workloads.Pool: lambda layer: _pool(layer, keras.layers.MaxPooling2D),
-    workloads.Flatten: lambda layer: keras.layers.Flatten(),
-    workloads.Dense: lambda layer: keras.layers.Dense(layer.units, use_bias=False),
-}
+PLAIN = plain_layers(keras)
 SAME_LAYERS = {
     **PLAIN,
     workloads.Activation: lambda layer: dp.DP_GroupSort(2),
-    workloads.Pool: lambda layer: _pool(layer, dp.DP_ScaledL2NormPooling2D),
+    workloads.Pool: lambda layer: pool(layer, dp.DP_ScaledL2NormPooling2D),
 }
 PRIVATE = {
     **SAME_LAYERS,
-    workloads.Conv: lambda layer: _conv(layer, dp.DP_QuickSpectralConv2D),
+    workloads.Conv: lambda layer: conv(layer, dp.DP_QuickSpectralConv2D),
     workloads.Flatten: lambda layer: dp.DP_Flatten(),
     workloads.Dense: lambda layer: dp.DP_QuickSpectralDense(layer.units),
 }
