@@ -60,15 +60,15 @@ def checked(case, **search):
     return check_dp_layer(case.make(), case.input_shape, **bounds, **search)
 
 
-def sample(cases, of=3):
-    """All cases as parameters, every third one of a class with a kernel in `make test`, the others in the full run.
+def sample(cases):
+    """All cases as parameters. In `make test` every third one of a class with a kernel, every second one of another.
 
-    The checker takes seconds for each of these; a class lists its kinds of windows one after the other.
+    The full run has them all. The checker takes seconds for each; a class lists its kinds of windows in order.
     """
     seen, parameters = collections.Counter(), []
     for case in cases:
         name = case.name.split("-")[0]
-        marks = [pytest.mark.full] if case in WITH_KERNEL and seen[name] % of else []
+        marks = [pytest.mark.full] if seen[name] % (3 if case in WITH_KERNEL else 2) else []
         seen[name] += 1
         parameters.append(pytest.param(case, marks=marks, id=case.name))
     return parameters
