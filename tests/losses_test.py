@@ -177,6 +177,8 @@ CASES = [
     _hkr("rare", 4, constant=RARE_HKR, class_frequencies=RARE, alpha=3.0, min_margin=0.3),
 ]
 
+EPS = float(np.finfo("float32").eps)
+
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 any_label_cases = pytest.mark.parametrize("case", [c for c in CASES if c.any_label], ids=lambda case: case.name)
 one_output_cases = pytest.mark.parametrize("case", [c for c in CASES if c.outputs == 1], ids=lambda case: case.name)
@@ -332,21 +334,27 @@ def test_the_step_takes_each_row_by_itself(case, others):
         return values[4].numpy(), tape.gradient(values, z)[4].numpy()
 
     value, gradient = row(loss, y, z)
-    for got, expected in zip((value, gradient), row(lambda *pair: loss(*pair), y, z), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    mapped, mapped_gradient = row(lambda *pair: loss(*pair), y, z)
+    # The same operations on batches of another size: vectorised functions may round differently.
+    np.testing.assert_allclose(value, mapped, rtol=4 * EPS)
+    np.testing.assert_allclose(gradient, mapped_gradient, rtol=0, atol=4 * EPS * loss.get_L())
     y[np.arange(9) != 4] = z[np.arange(9) != 4] = others
     for got, expected in zip(row(loss, y, z), (value, gradient), strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
-@all_cases
-def test_the_step_refuses_more_or_fewer_labels_than_outputs(case):
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=lambda case: case.name)
+def test_the_step_refuses_more_or_fewer_labels_than_outputs(case, jit_compile):
+    """One label would be broadcast, and then move the gradients of all examples."""
     y, z = batch(case)
+    unknown = tf.TensorSpec((None, case.outputs))
 
-    @tf.function(input_signature=[tf.TensorSpec((None, case.outputs)), tf.TensorSpec((None, case.outputs))])
+    @tf.function(input_signature=[unknown, unknown], jit_compile=jit_compile)
     def step(y, z):
         return per_example_losses(case.make(), y, z)
 
+    assert step(y, z).shape == (9,)
     for labels, outputs in [(y[:1], z), (y, z[:1])]:
         with pytest.raises(tf.errors.InvalidArgumentError):
             step(labels, outputs)
@@ -359,7 +367,7 @@ def test_a_loss_of_ones_own_is_mapped_also_where_it_is_derived_from_one_of_these
 
     loss, (y, z) = Coupled(1.0), batch(CASES[0])
     alone = [float(loss(y[i : i + 1], z[i : i + 1])) for i in range(len(z))]
-    np.testing.assert_allclose(per_example_losses(loss, tf.constant(y), tf.constant(z)), alone, rtol=1e-5)
+    np.testing.assert_allclose(per_example_losses(loss, tf.constant(y), tf.constant(z)), alone, rtol=4 * EPS)
 
 
 @all_cases

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 
 SHAPE = (28, 28, 1)
@@ -71,7 +72,7 @@ def main():
             models[way].fit(batches, verbose=0)
             times[way].append((time.process_time() - start) / arguments.steps)
     result = {
-        "command": "python experiments/padding/run.py",
+        "command": " ".join(["python", "experiments/padding/run.py", *sys.argv[1:]]),
         "batch_size": arguments.batch,
         "steps_in_a_round": arguments.steps,
         "cpu_s_of_a_step": {way: round(statistics.median(values[1:]), 4) for way, values in times.items()},

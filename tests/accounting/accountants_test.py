@@ -21,6 +21,7 @@ from deel.lipdp.accounting import (
     RDPAccountant,
     ShuffledSampling,
     UndeclaredSampling,
+    accountants,
     compute_epsilon,
     get_accountant,
     neighboring_relation,
@@ -223,6 +224,18 @@ def test_pld_composition_is_at_least_the_exact_gaussian(steps):
         exact = epsilon_of_gaussian(0.5, delta)
         found = accountant.epsilon([(poisson(2 * math.sqrt(steps), 1 - 1e-9), steps)], delta)
         assert exact < found < 1.05 * exact
+
+
+@pytest.mark.parametrize("steps", [200, 20_000])
+@pytest.mark.parametrize(("probability", "multiplier"), [(0.005, 0.6), (512 / 50_000, 1.0), (0.1, 1.0)])
+def test_a_grid_coarser_than_usual_costs_at_most_one_in_ten_thousand(probability, multiplier, steps, monkeypatch):
+    entries = [(GaussianStep(PoissonSampling(probability), multiplier), steps)]
+    epsilon = PLDAccountant().epsilon(entries, DELTA)
+    width = accountants.loss_width
+    assert width({("gaussian", probability, multiplier): steps}) > 1e-4
+    monkeypatch.setattr(accountants, "loss_width", lambda terms: width(terms) / 4)
+    fine = PLDAccountant().epsilon(entries, DELTA)
+    assert fine * (1 - 1e-8) <= epsilon <= fine * (1 + 1e-4)
 
 
 def test_grid_follows_small_probabilities():

@@ -2,7 +2,6 @@
 
 import collections
 import inspect
-import itertools
 import math
 
 import keras
@@ -90,11 +89,8 @@ def test_long_search_stays_under_the_bounds(case):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("case", "scale"),
-    # One scale for each case, in turn: a class has several cases.
-    [pytest.param(case, scale, id=case.name) for case, scale in zip(CALLABLE, itertools.cycle((1e-10, 1e3, 1e15)))],
-)
+@callable_cases
+@pytest.mark.parametrize("scale", [1e-10, 1e3, 1e15])
 def test_search_at_other_scales_stays_under_the_bounds(case, scale):
     found = search_worst_case(
         case.make(), case.input_shape, input_bound=scale, gradient_bound=1 / scale, restarts=2, steps=6

@@ -154,8 +154,11 @@ def per_example_losses(loss, y, y_pred):
     can then not make one example's gradient depend on another. (XLA compiles a mapped step anew for every batch.)
     """
     if type(loss) in ROW_WISE_LOSSES and len(y_pred.shape) == 2:
-        # One label would be broadcast over all examples.
+        # One label would be broadcast over all examples. XLA drops the assertion; TensorFlow without XLA optimises the
+        # reshaping away, which fails for another number too.
         tf.debugging.assert_equal(tf.shape(y)[0], tf.shape(y_pred)[0], "expected one label for each example")
+        rows = tf.reshape(y, tf.concat([tf.shape(y_pred)[:1], tf.shape(y)[1:]], axis=0))
+        y = tf.ensure_shape(rows, [None, *y.shape[1:]])
         return loss.call(tf.cast(y, loss.dtype), tf.cast(y_pred, loss.dtype))
     losses = tf.vectorized_map(lambda pair: tf.reduce_mean(loss(pair[0][None], pair[1][None])), (y, y_pred))
     return tf.reshape(losses, [-1])
