@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -20,7 +21,9 @@ __all__ = [
     "conv_norm_bound",
     "euclidean_norm_bound",
     "finite_or_zero",
+    "isometry_step",
     "matrix_norm_bound",
+    "norm_is_at_most_one",
     "orthogonalize",
     "orthogonalize_convolution",
     "project_on_ball",
@@ -29,75 +32,149 @@ __all__ = [
 
 _EPS = {name: float(np.finfo(name).eps) for name in ("float32", "float64")}
 
-# Squarings of the Gram matrix in a certificate. Each halves the logarithm of the worst overestimate, which for a side
-# of n is n^(1 / 2^(squarings + 2)) far from an isometry and shrinks to nothing near one.
-_SQUARINGS = 4
+# Squarings in a certificate; the last polynomial has twice the degree of the one before.
+_SQUARINGS = 3
 
 
-def _hermitian_norm_bound(real, imag, squarings):
-    """Upper bound on the norm of each Hermitian matrix `H = real + i imag` of a batch, as (..., 1, 1).
+def _frobenius(*parts):
+    """Frobenius norm of a matrix given by its parts, or of each of a batch, as (..., 1, 1); None counts as zero.
 
-    With H_0 = H / ||H||_F and H_(j+1) = H_j^2 / r_j, r_j = ||H_j^2||_F, it is `||H_j||^2 <= r_j ||H_(j+1)|| + e`, and
-    the last norm is at most that of Frobenius: unrolled, and without e, this is Gram iteration
-    `||H^(2^t)||_F^(1 / 2^t)`. (Unscaled powers would underflow to zero, a false bound.) Single precision will do here:
-    e covers its rounding. A product of two matrices of Frobenius norm 1 is off by at most `n eps / 2`; there are two of
-    them in each part of a complex square; and the square is Hermitian only up to that, which counts four times more,
-    since `||S||^2 = ||S^2||` holds for its Hermitian part S.
+    Rows first, so that no entry is in more additions than twice the side.
     """
-    squares = real * real if imag is None else real * real + imag * imag
-    norm = ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True))
-    inverse = 1.0 / ops.where(norm > 0, norm, 1.0)
+    rows = sum(ops.sum(part * part, axis=-1, keepdims=True) for part in parts if part is not None)
+    return ops.sqrt(ops.sum(rows, axis=-2, keepdims=True))
+
+
+def _square(real, imag):
+    """`M^H M` of `M = real + i imag`, as its real and imaginary part."""
+    transposed = ops.swapaxes(real, -2, -1)
+    square = ops.matmul(transposed, real)
+    if imag is None:
+        return square, None
+    cross = ops.matmul(transposed, imag)
+    return square + ops.matmul(ops.swapaxes(imag, -2, -1), imag), cross - ops.swapaxes(cross, -2, -1)
+
+
+def _square_rounding(terms, precision):
+    """Frobenius norm of the error of `_square`, over the squared Frobenius norm of M, `terms` products in each entry.
+
+    Any order of summation is off by `terms u` times the sum of the absolute values, u = eps / 2: for the real part by
+    `(terms + 1) u (||Re||^2 + ||Im||^2)`, for the imaginary one by `2 (terms + 1) u ||Re|| ||Im||`, which is no more.
+    """
+    return 0.75 * (terms + 8) * _EPS[precision]
+
+
+def _interval(mean, third, fourth, side):
+    """Interval that a Chebyshev polynomial is small on: about where the eigenvalues are. Any would give a valid bound.
+
+    Args:
+        mean: of the eigenvalues.
+        third, fourth: sums of powers of their distance to the mean, where those of the squares sum to 1.
+        side: int, how many there are.
+
+    Returns:
+        (low, high), relative to the mean.
+    """
+    extreme = fourth**0.25  # no eigenvalue is further from the mean
+    spread = side**-0.5
+    # A tail below the mean shows in the third power. Without one, 1.8 times the spread is the edge of a semicircle but
+    # for a tenth, and with one, nothing may be left out.
+    below = ops.where(third > -0.3 * spread, 1.8 * spread, extreme)
+    below = ops.minimum(below, mean)
+    # Means of the eigenvalues with weights that are their square and their cube: both less than the largest.
+    second = 1.0 + side * below**2
+    cubes = third + 3.0 * below + side * below**3
+    fourths = fourth + 4.0 * below * third + 6.0 * below**2 + side * below**4
+    first_mean, second_mean = cubes / second, fourths / cubes
+    # The edge of a dense spectrum is further on in their direction. Of a few eigenvalues the largest is near both.
+    high = ops.minimum(second_mean + min(2.0, side / 16) * (second_mean - first_mean) - below, extreme)
+    return -below, ops.maximum(high, -below + 0.1 * spread)
+
+
+def _largest_eigenvalue_bound(real, imag, squarings):
+    """Upper bound on the largest eigenvalue of each matrix `real + i imag` of a batch, as float64 (..., 1, 1).
+
+    The matrices are positive semidefinite, and Hermitian up to rounding; the bound is for the Hermitian part, H. With
+    its mean eigenvalue s, `A = (H - s) / ||H - s||_F`, and an interval [c - w, c + w], let `M_1 = T_2((A - c) / w)` and
+    `M_(j+1) = 2 M_j^2 - 1`: the Chebyshev polynomials of degree 2^j, at most 1 on the interval and growing faster
+    outside than any other polynomial of that degree that is. So a Frobenius norm of the last, about the root of the
+    side for what is inside, leaves no eigenvalue far outside:
+
+        ||M_j||^2 = ||M_j^2|| <= (||M_(j+1)|| + 1) / 2,     |x|^2 = (T_2(x) + 1) / 2,
+
+    and the largest eigenvalue is at most `s + ||H - s||_F (c + w |x|)`. It is also at most
+    `s + ||H - s||_F ||A^2||_F^(1/2)`, which is better where a single one stands out, and the trace.
+
+    Rounding: A is exactly Hermitian in single precision, each product is off by what `_square_rounding` says, and the
+    combinations around it by a few eps of their terms. `M_j^H M_j` is computed for the square, so nothing is asked of
+    the M_j that are computed but to be near.
+
+    References:
+        Delattre, Barthélemy, Araujo, Allauzen: Efficient bound of Lipschitz constant for convolutional layers by Gram
+        iteration. ICML 2023 (powers in the place of Chebyshev polynomials).
+    """
+    side, eps = real.shape[-1], _EPS["float32"]
+    sum_rounding = side * _EPS[keras.backend.standardize_dtype(real.dtype)]
+    identity = ops.eye(side, dtype=real.dtype)
+    real = 0.5 * (real + ops.swapaxes(real, -2, -1))
+    mean = ops.trace(real, axis1=-2, axis2=-1)[..., None, None] / side
+    real = real - mean * identity
+    norm = _frobenius(real, imag)
+    inverse = 1.0 / ops.where(norm > 0, norm, ops.ones_like(norm))
     real = ops.cast(real * inverse, "float32")
     imag = None if imag is None else ops.cast(imag * inverse, "float32")
-    ratios = []
-    for _ in range(squarings):
-        if imag is None:
-            real = ops.matmul(real, real)
-            squares = real * real
-        else:
-            # real is symmetric and imag antisymmetric, so imag real = -(real imag)^T.
-            cross = ops.matmul(real, imag)
-            real = ops.matmul(real, real) - ops.matmul(imag, imag)
-            imag = cross - ops.swapaxes(cross, -2, -1)
-            squares = real * real + imag * imag
-        ratio = ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True))
-        ratios.append(ratio)
-        inverse = 1.0 / ops.maximum(ratio, 1e-30)
-        real = real * inverse
-        imag = None if imag is None else imag * inverse
-    error = 4.0 * (real.shape[-1] + 8) * _EPS["float32"]
-    # In double precision again: this norm is nobody's divisor, so nothing cancels an error of its sum.
-    squares = ops.cast(real, "float64") ** 2
-    squares = squares if imag is None else squares + ops.cast(imag, "float64") ** 2
-    bound = ops.cast(ops.sqrt(ops.sum(squares, axis=(-2, -1), keepdims=True)), norm.dtype)
-    for ratio in reversed(ratios):
-        bound = ops.sqrt(ops.cast(ratio, norm.dtype) * bound + error)
-    return norm * (bound + 2.0 * _EPS["float32"])  # what scaling and casting to H_0 lost
+    identity = ops.cast(identity, "float32")
+    norm, mean = ops.cast(norm, "float64"), ops.cast(mean, "float64")
+    double = functools.partial(ops.cast, dtype="float64")
+
+    product = _square_rounding(side, "float32")
+    # For the sums of `_frobenius`, scaling and casting.
+    rounding = (side + 8) * eps
+    bound = ops.minimum(mean + norm * (1.0 + rounding), side * mean * (1.0 + sum_rounding))
+    if squarings == 0:
+        return bound
+    square, cross = _square(real, imag)
+    size = double(_frobenius(square, cross)) * (1.0 + rounding)
+    bound = ops.minimum(bound, mean + norm * (ops.sqrt(size + product) + rounding))
+    third = ops.sum(real * square, axis=(-2, -1), keepdims=True)
+    if imag is not None:
+        third = third + ops.sum(imag * cross, axis=(-2, -1), keepdims=True)
+    low, high = _interval(mean / ops.where(norm > 0, norm, 1.0), double(third), size**2, side)
+    centre, width = (low + high) / 2.0, (high - low) / 2.0
+    terms = 2.0 / width**2, -4.0 * centre / width**2, 2.0 * (centre / width) ** 2 - 1.0
+    quadratic, linear, constant = (ops.cast(term, "float32") for term in terms)
+    real = quadratic * square + linear * real + constant * identity
+    imag = None if imag is None else quadratic * cross + linear * imag
+    combined = terms[0] * size + ops.abs(terms[1]) + ops.abs(terms[2]) * math.sqrt(side)
+    errors = [terms[0] * product + 4.0 * eps * combined]
+    size = double(_frobenius(real, imag)) * (1.0 + rounding)
+    for _ in range(squarings - 1):
+        square, cross = _square(real, imag)
+        real, imag = 2.0 * square - identity, None if cross is None else 2.0 * cross
+        errors.append(2.0 * product * size**2 + 4.0 * eps * (2.0 * size**2 + math.sqrt(side)))
+        size = double(_frobenius(real, imag)) * (1.0 + rounding)
+    for error in reversed(errors):
+        size = ops.sqrt((size + error + 1.0) / 2.0)
+    chebyshev = mean + norm * (centre + width * size + rounding)
+    # What lies very far outside the interval overflows.
+    return ops.where(ops.isfinite(chebyshev), ops.minimum(bound, chebyshev), bound)
 
 
 def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"):
     """Certified upper bound on the spectral norm of a matrix, or of each matrix of a batch.
 
-    With G the Gram matrix of the smaller side (n x n) and `s = trace(G) / n`, the bound on `||G||` is the smaller of
-    that of Gram iteration, `||G^(2^t)||_F^(1/2^t)`, and `s + ||(G - s I)^(2^t)||_F^(1/2^t)`, which is tight near a
-    multiple of an isometry. Both are positively homogeneous, so dividing a matrix by its bound leaves one with bound 1.
-    Valid because the spectral norm of a Hermitian matrix to the power p is that of its p-th power, and is at most the
-    Frobenius norm.
+    The root of a bound on the largest eigenvalue of the Gram matrix G of the smaller side, which does not depend on the
+    scale of the matrix, so dividing a matrix by its bound leaves one with bound 1. See `_largest_eigenvalue_bound`.
 
     Args:
         real: tensor (..., m, n), real part.
         imag: tensor of the same shape or None, imaginary part.
-        squarings: int, t above.
+        squarings: int, products of n x n matrices spent beside the Gram matrix.
         precision: `"float64"`, or `"float32"`, faster, for matrices with entries around 1.
 
     Returns:
-        float64 tensor (...). Slack for rounding: `2 (m + 8) eps trace(G)` is added to the norm of G, computed in
-        `precision`: an entry of G is a sum of m products (2 m for complex matrices), so G is off by at most that in
-        Frobenius norm. For the powers of G, see `_hermitian_norm_bound`.
-
-    References:
-        Delattre, Barthélemy, Araujo, Allauzen: Efficient bound of Lipschitz constant for convolutional layers by Gram
-        iteration. ICML 2023.
+        float64 tensor (...). Slack for rounding: `0.75 (m + 8) eps trace(G)`, m the larger side, is added to the
+        eigenvalue, with the eps of `precision`: G is off by at most that in Frobenius norm (`_square_rounding`).
     """
     real = ops.cast(real, precision)
     imag = None if imag is None else ops.cast(imag, precision)
@@ -105,27 +182,46 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"
     if rows < columns:
         real = ops.swapaxes(real, -2, -1)
         imag = None if imag is None else ops.swapaxes(imag, -2, -1)
-    side = min(rows, columns)
-    products = max(rows, columns) * (1 if imag is None else 2)
-    slack = 2.0 * (products + 8) * _EPS[precision]
-    if side == 1:
+    slack = _square_rounding(max(rows, columns), precision)
+    if min(rows, columns) == 1:
         # G is a number already. Depthwise convolutions have many thousands of these.
         squares = real * real if imag is None else real * real + imag * imag
-        return ops.sqrt(ops.cast(ops.sum(squares, axis=(-2, -1)) * (1.0 + slack), "float64"))
-    transposed = ops.swapaxes(real, -2, -1)
-    gram_real, gram_imag = ops.matmul(transposed, real), None
-    if imag is not None:
-        gram_real = gram_real + ops.matmul(ops.swapaxes(imag, -2, -1), imag)
-        cross = ops.matmul(transposed, imag)
-        gram_imag = cross - ops.swapaxes(cross, -2, -1)
-    identity = ops.eye(side, dtype=precision)
-    trace = ops.sum(gram_real * identity, axis=(-2, -1), keepdims=True)
-    mean = trace / side
-    shift = ops.stack([ops.zeros_like(mean), mean])
-    gram_imag = gram_imag if gram_imag is None else ops.stack([gram_imag, gram_imag])
-    bounds = shift + _hermitian_norm_bound(gram_real - shift * identity, gram_imag, squarings)
-    bounds = ops.min(bounds, axis=0) + slack * trace
-    return ops.sqrt(ops.cast(bounds[..., 0, 0], "float64"))
+        return ops.sqrt(ops.cast(ops.sum(squares, axis=(-2, -1)), "float64") * (1.0 + slack))
+    gram = _square(real, imag)
+    trace = ops.cast(ops.trace(gram[0], axis1=-2, axis2=-1), "float64")
+    return ops.sqrt(_largest_eigenvalue_bound(*gram, squarings)[..., 0, 0] + slack * trace)
+
+
+def norm_is_at_most_one(matrix):
+    """Whether a matrix is certified to have a spectral norm of at most 1, as a bool scalar.
+
+    The sharpest certificate, and a slow one: `(1 - t) - G` has a Cholesky factor, G the Gram matrix. That proves it
+    positive semidefinite up to `(n + 2) eps` times its trace and up to the error of G, and t is more than both.
+
+    Args:
+        matrix: tensor (m, n).
+
+    References:
+        Rump: Verification of positive definiteness. BIT Numerical Mathematics 2006.
+    """
+    matrix = ops.cast(matrix, "float64")
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix = ops.swapaxes(matrix, 0, 1)
+    rows, side = matrix.shape
+    gram, _ = _square(matrix, None)
+    tolerance = 2.0 * (rows + side + 16) * side * _EPS["float64"]
+    factor = _cholesky((1.0 - tolerance) * ops.eye(side, dtype="float64") - gram)
+    # The trace is at most the side where the norm is at most 1.
+    return ops.logical_and(ops.all(ops.isfinite(factor)), ops.trace(gram) <= side)
+
+
+def _cholesky(matrix):
+    """Cholesky factor, with NaN in it if there is none: Keras raises then, on TensorFlow."""
+    if keras.backend.backend() != "tensorflow":
+        return ops.cholesky(matrix)
+    import tensorflow as tf
+
+    return tf.linalg.cholesky(matrix)
 
 
 def orthogonalize(matrix, steps):
@@ -150,8 +246,7 @@ def orthogonalize(matrix, steps):
     matrix = matrix / ops.where(largest > 0, largest, ops.ones_like(largest))
     gram = ops.matmul(ops.swapaxes(matrix, -2, -1), matrix)
     # Norm 1 at most before the first step: beyond sqrt(3) the iteration diverges.
-    mean = ops.sum(gram * identity, axis=(-2, -1), keepdims=True) / side
-    scale = mean + _hermitian_norm_bound(gram - mean * identity, None, 2)
+    scale = ops.cast(_largest_eigenvalue_bound(gram, None, 2), gram.dtype)
     scale = ops.where(scale > 0, scale, ops.ones_like(scale))
     gram = gram / scale
     product = identity / ops.sqrt(scale)
@@ -160,6 +255,58 @@ def orthogonalize(matrix, steps):
         product = ops.matmul(product, factor)
         gram = ops.matmul(ops.matmul(factor, gram), factor)
     return ops.matmul(matrix, product)
+
+
+def isometry_step(matrix):
+    """One Newton-Schulz step of a matrix near an isometry, with a proof that the norm of the result is at most 1.
+
+    With `E = (1 - W^T W) / 2` the step takes W to `W + W E`, and its singular values s to `s (3 - s^2) / 2`, at most 1
+    wherever s is at most 2. So two products and a crude bound on ||W|| do for the result what a certificate
+    would, and all that is left to divide by is rounding. With m rows, n <= m columns, `g = _square_rounding` times
+    `||W||_F^2` for the Gram matrix and b the bound on ||W||, that is
+
+        b (g / 2 + eps ||E||_F) + (n + 8) eps / 2 ||W||_F ||E||_F + 2 eps ||W||_F (1 + ||E||_F):
+
+    the error of E, of the product, and of the sum and the division, entry by entry.
+
+    Args:
+        matrix: tensor (m, n).
+
+    Returns:
+        (result, certain): tensor (m, n) of the same dtype, and a bool scalar: whether the proof holds, and the mean
+        square of the singular values is at least 0.75, as one step does not lengthen much. Where it is False the result
+        is worth nothing.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        result, certain = isometry_step(ops.swapaxes(matrix, 0, 1))
+        return ops.swapaxes(result, 0, 1), certain
+    rows, side = matrix.shape
+    precision = keras.backend.standardize_dtype(matrix.dtype)
+    eps = _EPS[precision]
+    # Summed in parts, since the error of a sum grows with its length.
+    parts = max(p for p in range(1, max(2, min(16, rows // 64) + 1)) if rows % p == 0)
+    slices = [matrix[rows // parts * i : rows // parts * (i + 1)] for i in range(parts)]
+    gram = sum(ops.matmul(ops.swapaxes(part, 0, 1), part) for part in slices)
+    half = 0.5 * (ops.eye(side, dtype=matrix.dtype) - gram)
+    energy = ops.trace(gram)
+    rounding = _square_rounding(rows // parts + parts, precision) * energy
+    distance = _frobenius(half)[0, 0] * (1.0 + (side + 8) * eps)
+
+    def from_square():
+        square, _ = _square(half, None)
+        error = _square_rounding(side, precision) * distance**2
+        return ops.sqrt(_frobenius(square)[0, 0] * (1.0 + (side + 8) * eps) + error)
+
+    # Far from an isometry of this side the Frobenius norm says little, and that of the square more.
+    crude = ops.cond(2.0 * distance + rounding <= 3.0, lambda: distance, from_square)
+    squared_norm = 1.0 + 2.0 * crude + rounding
+    certain = ops.logical_and(squared_norm <= 4.0, energy >= 0.75 * side)
+    result = matrix + ops.matmul(matrix, half)
+    root = ops.sqrt(energy)
+    slack = ops.sqrt(squared_norm) * (0.5 * rounding + eps * distance) + eps * root * (
+        0.5 * (side + 8) * distance + 2.0 * (1.0 + distance)
+    )
+    return result / (1.0 + slack), certain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,38 +344,43 @@ class ConvGeometry:
 
         Wherever the zeros stand, the zero-padded operator is a block of the circular one of side `N >= n + d (k - 1)`,
         N a multiple of the stride. At each of the N / s coarse frequencies of an axis the s fine ones that alias to it
-        are stacked. Conjugate frequencies have equal norms, so half of the last axis is enough. Above `_LARGEST_GRID` a
-        coarser grid serves, at the price of a factor `(1 - d (k - 1) / N)^(-1/2)` for each axis: a trigonometric
-        polynomial is bounded by its samples.
+        are stacked. Of two conjugate frequencies, which have equal norms, one is enough.
+
+        Above `_LARGEST_GRID` a coarser grid serves, at the price of a factor `1 / cos(pi D / (2 N))` for each axis,
+        `D = d (k - 1)`. For a fixed vector v the squared norm of the transform times v is a trigonometric polynomial of
+        degree D in each frequency. Let its values be in [0, M], M attained: within `pi / D` of there, it is at least
+        `M / 2 + M / 2 cos(D t)` at distance t (M. Riesz), and no frequency is further than `pi / N` from the grid.
         """
-        phases, factor = [], 1.0
+        phases, coarse, factor = [], [], 1.0
         largest = _LARGEST_GRID[len(self.image_size)]
-        for axis, (n, k, s, d) in enumerate(
-            zip(self.image_size, self.kernel_size, self.strides, self.dilations, strict=True)
-        ):
+        for n, k, s, d in zip(self.image_size, self.kernel_size, self.strides, self.dilations, strict=True):
             if s == 1:
                 # The axis falls into d parts that share no window; the longest has this length.
                 n, d = -(-n // d), 1
-            side = min(n + d * (k - 1), max(largest, 8 * d * (k - 1)))
+            degree = d * (k - 1)
+            side = min(n + degree, max(largest, 8 * degree))
             side = -(-side // s) * s
-            if side < n + d * (k - 1):
-                factor *= (1.0 - d * (k - 1) / side) ** -0.5
+            if side < n + degree:
+                factor /= math.cos(math.pi * degree / (2 * side))
             factor /= math.sqrt(s)
-            coarse = side // s
-            last = axis == len(self.image_size) - 1
-            kept = np.arange(coarse // 2 + 1 if last else coarse)
-            fine = kept[:, None] + coarse * np.arange(s)[None, :]
+            coarse.append(side // s)
+            fine = np.arange(side // s)[:, None] + side // s * np.arange(s)[None, :]
             phases.append(2 * np.pi / side * fine[:, :, None] * (d * np.arange(k)))
         total = phases[0]
         for phase in phases[1:]:
             total = total[:, None, :, None, :, None] + phase[None, :, None, :, None, :]
             shape = total.shape
             total = total.reshape(shape[0] * shape[1], shape[2] * shape[3], shape[4] * shape[5])
+        conjugates = np.ravel_multi_index(tuple(-np.indices(coarse)), coarse, mode="wrap").ravel()
+        total = total[np.arange(len(total)) <= conjugates]
         return np.cos(total), np.sin(total), factor
 
 
 #: Points on an axis, by the number of axes.
-_LARGEST_GRID = {1: 256, 2: 64}
+_LARGEST_GRID = {1: 256, 2: 40}
+
+#: Entries of the Gram matrices that are worked on at a time.
+_CHUNK = 2**17
 
 
 def conv_norm_bound(kernel, geometry):
@@ -249,22 +401,37 @@ def conv_norm_bound(kernel, geometry):
     taps = math.prod(geometry.kernel_size)
     batch = tuple(kernel.shape[: -2 - len(geometry.kernel_size)])
     reshaped = ops.reshape(kernel, (*batch, taps * cin, cout))
-    reshaped_bound = matrix_norm_bound(reshaped) * math.sqrt(geometry.window_count)
     if geometry.window_count == 1:
-        return reshaped_bound
+        return matrix_norm_bound(reshaped)
     cosines, sines, factor = geometry.frequencies
     coarse, aliases, _ = cosines.shape
     # With a largest entry of 1 the many matrices below can be in single precision, which is much faster.
     scale = ops.max(ops.abs(reshaped), axis=(-2, -1), keepdims=True)
-    flat = ops.reshape(reshaped / ops.where(scale > 0, scale, 1.0), (*batch, taps, cin * cout))
+    unit = ops.cast(reshaped / ops.where(scale > 0, scale, 1.0), "float32")
+    flat = ops.reshape(unit, (*batch, taps, cin * cout))
 
-    def transform(waves):
-        waves = ops.convert_to_tensor(waves.reshape(coarse * aliases, taps), dtype="float64")
-        return ops.reshape(ops.matmul(waves, flat), (*batch, coarse, aliases * cin, cout))
+    def largest_norm(waves):
+        parts = []
+        for wave in (waves[:, 0], waves[:, 1]):
+            part = ops.matmul(ops.reshape(wave, (-1, taps)), flat)
+            parts.append(ops.reshape(part, (*batch, -1, aliases * cin, cout)))
+        return ops.max(matrix_norm_bound(*parts, precision="float32"), axis=-1)
 
-    # Transforming is exact to a few double-precision eps, far inside the slack of the certificate.
-    norms = matrix_norm_bound(transform(cosines), transform(sines), precision="float32")
-    return ops.minimum(reshaped_bound, factor * scale[..., 0, 0] * ops.max(norms, axis=-1))
+    # A few frequencies at a time: their matrices stay in the processor's cache, and need no memory to speak of.
+    entries = math.prod(batch) * min(aliases * cin, cout) ** 2
+    count = min(coarse, max(1, _CHUNK // entries))
+    waves = np.stack([cosines, sines], axis=1).astype("float32")
+    waves = np.concatenate([waves, waves[: -coarse % count]])  # the first ones again
+    chunks = ops.convert_to_tensor(waves.reshape(-1, count, *waves.shape[1:]))
+    norms = largest_norm(chunks[0]) if count == coarse else ops.max(ops.map(largest_norm, chunks), axis=0)
+    # Rounding of waves, kernel and products: each alias is off by (taps + 2) eps / 2 times the sum over taps of their
+    # norms, at most sqrt(taps) ||K||_F, in its real and its imaginary part.
+    size = ops.cast(_frobenius(unit), "float64")[..., 0, 0]
+    slack = (taps + 8) * _EPS["float32"] * math.sqrt(taps * aliases) * size
+    bound = factor * scale[..., 0, 0] * (norms + slack)
+    if geometry.window_count * math.prod(geometry.strides) >= taps:
+        return bound  # the other is no smaller, by Cauchy-Schwarz over the taps and the aliases
+    return ops.minimum(bound, matrix_norm_bound(reshaped) * math.sqrt(geometry.window_count))
 
 
 def euclidean_norm_bound(x, axis=None):

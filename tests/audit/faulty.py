@@ -24,7 +24,7 @@ class UnderstatedConv2D(DP_QuickSpectralConv2D):
     """States a bound that is `factor` times what it should be."""
 
     factor = 1.0
-    orthogonalization_steps = _passes_at_build = 0  # the kernel is only scaled: models and graphs are made faster
+    orthogonalization_steps = _steps_at_build = 0  # the kernel is only scaled: models and graphs are made faster
 
     def backpropagate_params(self, input_bound, gradient_bound):
         return self.factor * super().backpropagate_params(input_bound, gradient_bound)

@@ -50,14 +50,12 @@ MATRICES = dict(matrices())
 def test_matrix_bound_is_above_the_norm_and_near_it(name, scale):
     matrix = scale * MATRICES[name]
     truth, bound = exact(matrix), certified(matrix)
-    # Gram iteration overestimates by n^(1 / 2^(t + 2)) at most, n the smaller side.
-    most = min(matrix.shape) ** (1 / 2 ** (_linalg._SQUARINGS + 2))
-    assert truth * (1.0 - SVD_ERROR) <= bound <= truth * most * (1.0 + 1e-9)
+    assert truth * (1.0 - SVD_ERROR) <= bound <= truth * 1.0085
 
 
 @pytest.mark.parametrize("name", [name for name in MATRICES if "isometry" in name or "identity" in name])
 def test_matrix_bound_is_exact_at_isometries(name):
-    """The shifted form: without it a square isometry of side n costs n^(1/64)."""
+    """Where the interval is around 1: on one from 0 to 1 a square isometry of side n costs about n^(1/16)."""
     if name != "half_identity":
         assert certified(MATRICES[name]) == pytest.approx(exact(MATRICES[name]), rel=1e-8)
 
@@ -95,6 +93,119 @@ def test_matrix_bound_holds_for_any_number_of_squarings(squarings):
         for scale in (1e-6, 1.0, 1e6):
             bound = certified(scale * matrix, squarings=squarings)
             assert bound >= scale * exact(matrix) * (1.0 - SVD_ERROR), name
+
+
+def spectra(side):
+    """(name, eigenvalues): of Gram matrices, where a polynomial of low degree has a hard time."""
+    rng = np.random.default_rng(side)
+    edge = np.cos(np.pi * (np.arange(side) + 0.5) / side)
+    ones = np.ones(side)
+    yield "cluster", 1 + 0.1 * edge
+    yield "tight_cluster", 1 + 1e-6 * edge
+    yield "cluster_and_outlier", np.append(1 + 0.05 * edge[1:], 1.5)
+    yield "cluster_and_one_below", np.append(1 + 0.05 * edge[1:], 0.8)
+    yield "uniform", np.linspace(0, 1, side)
+    yield "half", np.where(np.arange(side) % 2, 1.0, 0.0)
+    yield "few_dead", np.where(np.arange(side) < side // 40 + 1, 0.0, ones)
+    yield "tail", np.where(np.arange(side) < side // 8, rng.random(side), 1 - 0.05 * rng.random(side))
+    yield "wishart", np.linalg.eigvalsh(np.cov(rng.normal(size=(side, 2 * side)))) if side > 1 else ones
+    yield "flattened", np.sin(np.pi / 2 * np.sqrt(rng.random(side))) ** 2
+    yield "geometric", 0.5 ** np.arange(side)
+    yield "one", np.eye(side)[0]
+
+
+# The largest bound / truth found, over these spectra and sides up to 160. Falls when the certificate gets better.
+WORST_OVERESTIMATE = {2: 1.084, 3: 1.0245, 4: 1.0102}
+
+
+@pytest.mark.parametrize("side", [2, 3, 8, 40, pytest.param(160, marks=pytest.mark.full)])
+@pytest.mark.parametrize("squarings", WORST_OVERESTIMATE)
+def test_matrix_bound_over_hard_spectra(squarings, side):
+    rng = np.random.default_rng(1)
+    for name, values in spectra(side):
+        left, right = (np.linalg.qr(rng.normal(size=(n, side)))[0] for n in (side + 5, side))
+        matrix = left * np.sqrt(values) @ right.T
+        for precision in ("float64", "float32"):
+            ratio = certified(matrix, squarings=squarings, precision=precision) / exact(matrix)
+            assert 1.0 - SVD_ERROR <= ratio <= WORST_OVERESTIMATE[squarings], (name, precision)
+
+
+@pytest.mark.parametrize("interval", [(-1e-3, 1e-3), (-0.5, -0.4), (0.0, 3.0), (-3.0, 0.001), (0.9, 0.91)])
+def test_matrix_bound_holds_whatever_interval_is_guessed(interval, monkeypatch):
+    """The interval of the polynomial comes from a rule of thumb, and nothing may rest on it."""
+    monkeypatch.setattr(_linalg, "_interval", lambda *moments: tuple(tf.constant(x, "float64") for x in interval))
+    for side in (2, 9, 40):
+        for name, values in spectra(side):
+            rotation = np.linalg.qr(np.random.default_rng(side).normal(size=(side, side)))[0]
+            matrix = rotation * np.sqrt(values) @ rotation.T
+            for precision in ("float64", "float32"):
+                assert certified(matrix, precision=precision) >= exact(matrix) * (1.0 - SVD_ERROR), (name, precision)
+
+
+def near_isometries():
+    """(name, matrix in single precision)"""
+    rng = np.random.default_rng(2)
+    hadamard = np.ones((1, 1))
+    for _ in range(7):
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+        if len(hadamard) in (2, 16, 128):
+            # Every product has the same size: the worst case of the bound on the error of a sum.
+            yield f"hadamard_{len(hadamard)}", hadamard / math.sqrt(len(hadamard))
+    for m, n in ((3, 3), (20, 20), (50, 10), (10, 50), (300, 64), (1, 5), (5, 1)):
+        isometry = np.linalg.qr(rng.normal(size=(max(m, n),) * 2))[0][:m, :n]
+        for size in (0.0, 1e-4, 0.03, 0.3):
+            yield f"{m}x{n}_moved_{size}", isometry + size * rng.normal(size=(m, n)) / math.sqrt(max(m, n))
+        yield f"{m}x{n}_times_1.1", 1.1 * isometry
+    # A value of 2 goes to -1, and what is above that further away from 0; one of sqrt(3) vanishes.
+    for value in (1.73, 1.99, 2.0, 2.01, 2.2):
+        yield f"one_value_of_{value}", np.diag([value] + [1.0] * 5)
+        rotations = [np.linalg.qr(rng.normal(size=(24, 24)))[0] for _ in range(2)]
+        yield f"one_value_of_{value}_turned", rotations[0] * np.append(np.ones(23), value) @ rotations[1]
+    yield "shrunk", 0.4 * np.eye(6)
+    yield "zeros", np.zeros((4, 4))
+    yield "far_away", 1e6 * np.eye(3)
+    yield "no_numbers", np.full((3, 3), np.nan)
+
+
+NEAR_ISOMETRIES = {name: matrix.astype("float32") for name, matrix in near_isometries()}
+
+
+@pytest.mark.parametrize("name", NEAR_ISOMETRIES)
+def test_an_isometry_step_ends_in_the_unit_ball_where_it_says_so(name):
+    matrix = NEAR_ISOMETRIES[name]
+    result, certain = _linalg.isometry_step(tf.constant(matrix))
+    values = np.linalg.svd(np.nan_to_num(matrix).astype("float64"), compute_uv=False)
+    if values.max() > 2.0 or (values**2).mean() < 0.75:
+        assert not certain
+    elif abs(values - 1.0).max() < 0.25:
+        assert certain
+    if certain:
+        assert exact(result) <= 1.0
+        assert bool(_linalg.norm_is_at_most_one(result))
+        # Rounding is all that is lost beside what the step does to the singular values.
+        after = np.sort(abs(values * (3.0 - values**2) / 2.0))
+        found = np.sort(np.linalg.svd(result.numpy().astype("float64"), compute_uv=False))
+        np.testing.assert_allclose(found, after, rtol=0, atol=0.004)
+
+
+def test_an_isometry_step_needs_its_slack():
+    """Without the division rounding leaves norms above 1."""
+    beyond = 0
+    for seed in range(20):
+        isometry = np.linalg.qr(np.random.default_rng(seed).normal(size=(12, 12)))[0].astype("float32")
+        beyond += exact(isometry + isometry @ (0.5 * (np.eye(12, dtype="float32") - isometry.T @ isometry))) > 1.0
+        assert exact(_linalg.isometry_step(tf.constant(isometry))[0]) <= 1.0
+    assert beyond > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (6, 6), (30, 7), (7, 30), (200, 100)])
+def test_norm_is_at_most_one_is_sharp(shape):
+    isometry = np.linalg.qr(np.random.default_rng(0).normal(size=(max(shape),) * 2))[0][: shape[0], : shape[1]]
+    for factor, expected in ((0.5, True), (1.0 - 1e-9, True), (1.0 + 1e-14, False), (1.001, False), (1e3, False)):
+        assert bool(_linalg.norm_is_at_most_one(tf.constant(factor * isometry))) is expected, factor
+    one_long = isometry * np.append(np.full(shape[1] - 1, 0.1), 1.0 + 1e-6)
+    assert not _linalg.norm_is_at_most_one(tf.constant(np.diag(np.append(np.full(5, 0.1), 1.0 + 1e-6))))
+    assert not _linalg.norm_is_at_most_one(tf.constant(np.nan * one_long))
 
 
 def conv_cases():
@@ -182,7 +293,7 @@ def test_conv_bound_on_a_coarse_grid_needs_its_factor(monkeypatch):
     kernel = wave.reshape(1, size, 1, 1)
     truth = exact(conv_operator(kernel, image, padding="same"))
     *_, factor = geometry.frequencies
-    assert factor == pytest.approx((1 - (size - 1) / side) ** -0.5)
+    assert factor == pytest.approx(1 / math.cos(np.pi * (size - 1) / (2 * side)))
     assert truth <= float(_linalg.conv_norm_bound(keras.ops.convert_to_tensor(kernel), geometry))
     sampled = np.abs(np.fft.fft(kernel.ravel(), side)).max()
     frequencies = np.abs(np.fft.fft(kernel.ravel(), 100 * side)).max()
@@ -215,15 +326,15 @@ def test_dilation_costs_nothing(length, padding):
 @pytest.mark.parametrize(
     ("case", "recorded"),
     [
-        (((8, 8), (3, 3), (1, 1), (1, 1), "same", 4, 6), 1.08),
-        (((8, 8), (3, 3), (2, 2), (1, 1), "same", 4, 6), 1.10),
-        (((9, 9), (5, 5), (2, 2), (1, 1), "same", 4, 5), 1.15),
-        (((9, 9), (3, 3), (3, 3), (1, 1), "valid", 4, 6), 1.03),
-        (((8, 8), (4, 4), (4, 4), (1, 1), "valid", 1, 16), 1.05),
-        (((9, 9), (3, 3), (1, 1), (2, 2), "same", 3, 3), 1.09),
-        (((20,), (3,), (1,), (1,), "same", 4, 6), 1.01),
-        (((20,), (5,), (2,), (1,), "causal", 4, 5), 1.01),
-        (((20,), (3,), (1,), (3,), "causal", 3, 3), 1.02),
+        (((8, 8), (3, 3), (1, 1), (1, 1), "same", 4, 6), 1.044),
+        (((8, 8), (3, 3), (2, 2), (1, 1), "same", 4, 6), 1.033),
+        (((9, 9), (5, 5), (2, 2), (1, 1), "same", 4, 5), 1.121),
+        (((9, 9), (3, 3), (3, 3), (1, 1), "valid", 4, 6), 1.001),
+        (((8, 8), (4, 4), (4, 4), (1, 1), "valid", 1, 16), 1.001),
+        (((9, 9), (3, 3), (1, 1), (2, 2), "same", 3, 3), 1.085),
+        (((20,), (3,), (1,), (1,), "same", 4, 6), 1.002),
+        (((20,), (5,), (2,), (1,), "causal", 4, 5), 1.005),
+        (((20,), (3,), (1,), (3,), "causal", 3, 3), 1.014),
     ],
     ids=str,
 )

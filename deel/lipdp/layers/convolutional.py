@@ -82,9 +82,10 @@ class _OrthogonalConvolution(_SpectralConvolution):
     (A matrix that is orthogonal on windows is far from one on images when pixels are in several windows.)
     """
 
-    #: With three steps in each, singular values are then within 10 % of each other, from the start that `"orthogonal"`
-    #: stands for.
-    _passes_at_build = 10
+    #: An update moves a kernel little, and the certificate makes up for what is missing.
+    orthogonalization_steps = 1
+    #: Singular values are then within 10 % of each other, from the start that `"orthogonal"` stands for.
+    _steps_at_build = 30
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -95,7 +96,7 @@ class _OrthogonalConvolution(_SpectralConvolution):
         """The initialiser's kernel, moved to an isometry as far as it goes."""
         if isinstance(getattr(self, f"{self._kernel_argument}_initializer"), keras.initializers.Orthogonal):
             kernel = _linalg.centred_convolution(kernel, self._geometry)
-        for _ in range(self._passes_at_build):
+        for _ in range(self._steps_at_build // max(1, self.orthogonalization_steps)):
             kernel = _orthogonalize_convolution(kernel, self._geometry.strides, self.orthogonalization_steps)
         return kernel
 

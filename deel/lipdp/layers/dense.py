@@ -1,6 +1,7 @@
 """Dense layers whose kernel has a spectral norm of at most 1, certified or by its Frobenius norm."""
 
 import keras
+from keras import ops
 
 from deel.lipdp import _linalg
 from deel.lipdp._traced import traced_once
@@ -9,6 +10,8 @@ from deel.lipdp.layers._kernel import SpectralKernel, UnitBall
 __all__ = ["DP_QuickFrobeniusDense", "DP_QuickSpectralDense", "DP_SpectralDense"]
 
 _matrix_norm_bound = traced_once(_linalg.matrix_norm_bound)
+_norm_is_at_most_one = traced_once(_linalg.norm_is_at_most_one)
+_isometry_step = traced_once(_linalg.isometry_step)
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -49,6 +52,17 @@ class DP_QuickSpectralDense(SpectralKernel, keras.layers.Dense):
     def _operator_norm_bound(self, kernel):
         return _matrix_norm_bound(kernel)
 
+    def certified_norm(self, kernel=None):
+        kernel = ops.convert_to_tensor(self.kernel if kernel is None else kernel)
+        bound = super().certified_norm(kernel)
+        # Kernels that took an isometry step have norms just below 1, which only the sharpest certificate finds.
+        return ops.where(_norm_is_at_most_one(kernel), ops.minimum(bound, 1.0), bound)
+
+    def project(self, kernel):
+        kernel = ops.convert_to_tensor(kernel)
+        result, certain = _isometry_step(kernel)
+        return ops.cond(certain, lambda: result, lambda: super(DP_QuickSpectralDense, self).project(kernel))
+
     def backpropagate_params(self, input_bound, gradient_bound):
         return input_bound * gradient_bound
 
@@ -61,6 +75,9 @@ class DP_SpectralDense(DP_QuickSpectralDense):
     """
 
     orthogonalization_steps = 10
+
+    def project(self, kernel):
+        return SpectralKernel.project(self, kernel)
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -80,6 +97,12 @@ class DP_QuickFrobeniusDense(DP_QuickSpectralDense):
 
     def _operator_norm_bound(self, kernel):
         return _linalg.euclidean_norm_bound(kernel)
+
+    def certified_norm(self, kernel=None):
+        return SpectralKernel.certified_norm(self, kernel)
+
+    def project(self, kernel):
+        return SpectralKernel.project(self, kernel)
 
     def _orthogonalize(self, kernel):
         return kernel  # the division by the norm is all
