@@ -278,17 +278,36 @@ def test_noise_is_gaussian(make_source, dtype):
     check_noise(noisy[1], 100.0)
 
 
-def test_two_draws_reach_beyond_one(monkeypatch):
-    """What TensorFlow's generator cannot make alone: 8 stddev, and the Gaussian's tail from 5 on."""
+def test_normals_in_pairs_follow_the_tail_to_nine_stddev():
+    """What TensorFlow's own normals do not: they end at `LARGEST_SINGLE_DRAW`."""
     rng = np.random.default_rng(0)
-    z = -stats.norm.ppf(rng.uniform(0, stats.norm.sf(5.0), 100_000)) * rng.choice([-1.0, 1.0], 100_000)
-    across = rng.normal(size=z.size)  # z and this, rotated by 45 degrees, are two independent normals again
-    draws = np.stack([z + across, z - across]) / math.sqrt(2)
-    draws = np.clip(draws, -LARGEST_SINGLE_DRAW, LARGEST_SINGLE_DRAW)
-    monkeypatch.setattr(tf.random, "stateless_normal", lambda shape, seed, alg: tf.constant(draws, "float32"))
-    check_tail(draw(NoiseSource(), z.size)[0], 5.0)
-    draws[:] = LARGEST_SINGLE_DRAW
-    assert np.all(draw(NoiseSource(), z.size)[0] > 8.02)
+    for beyond in (5.0, LARGEST_SINGLE_DRAW, 8.0):
+        # Beyond are only pairs with a larger radius, and every word of those is as likely as another.
+        words = rng.integers(0, int(math.exp(-(beyond**2) / 2) * 2.0**64), 200_000, dtype=np.uint64)
+        angles = rng.integers(-(2**31), 2**31, words.size).astype("int32")
+        z = noise_source._normals_in_pairs(tf.constant(words), tf.constant(angles)).numpy().reshape(2, -1)
+        radius = np.sqrt(2 * (64 * math.log(2) - np.log(words + 0.5)))
+        np.testing.assert_allclose(np.hypot(*z), radius, rtol=1e-6)
+        tail = z[np.abs(z) > beyond]
+        assert tail.size > 10_000
+        check_tail(tail, beyond)
+    ends = noise_source._normals_in_pairs(tf.constant([0, 2**64 - 1], tf.uint64), tf.constant([0, 0])).numpy()
+    np.testing.assert_allclose(ends, [math.sqrt(130 * math.log(2)), 0.0, 0.0, 0.0], rtol=1e-6)
+
+
+def test_words_of_the_generator_are_used_once(monkeypatch):
+    """The first ones for the radii of the pairs, and halves of those after them for the angles."""
+    words = np.array([2**62, 2**63, 2**61, (1 << 62) + (1 << 31), 3 << 29], np.uint64)
+
+    def generator(shape, seed, minval, maxval, dtype, alg):
+        assert (shape, minval, maxval, dtype, alg) == ([5], None, None, tf.uint64, "philox")
+        return tf.constant(words)
+
+    monkeypatch.setattr(tf.random, "stateless_uniform", generator)
+    found = np.concatenate(draw(NoiseSource(), 2, 3))
+    radius = np.sqrt(-2 * np.log(words[:3] / 2.0**64))
+    angle = np.pi * np.array([-1.0, 0.5, 0.75])  # the lower half of a word comes first
+    np.testing.assert_allclose(found, np.append(radius * np.cos(angle), radius * np.sin(angle))[:5], atol=1e-6)
 
 
 @pytest.mark.full

