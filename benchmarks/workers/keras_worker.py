@@ -52,7 +52,6 @@ def make_step(arm, workload, batch_size):
     rng = np.random.default_rng(0)
     x = rng.random((batch_size, *workload.input_shape), dtype="float32")
     y = np.eye(workload.num_classes, dtype="float32")[rng.integers(0, workload.num_classes, batch_size)]
-    model.train_on_batch(x, y)  # builds everything
     model.make_train_function()
     iterator = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
     return lambda: model.train_function(iterator), {"keras": keras.__version__, "tensorflow": tf.__version__}

@@ -45,6 +45,23 @@ def _frobenius(*parts):
     return ops.sqrt(ops.sum(rows, axis=-2, keepdims=True))
 
 
+def _mean_eigenvalue(matrix):
+    return ops.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / matrix.shape[-1]
+
+
+def _add_to_diagonal(matrix, value):
+    """A matrix, or each of a batch, plus `value` times the identity; value is a float or (..., 1, 1).
+
+    Without an identity matrix: TensorFlow would keep one, of the kernel's size, in each graph.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return matrix + value * ops.eye(matrix.shape[-1], dtype=matrix.dtype)
+    import tensorflow as tf
+
+    value = value if isinstance(value, float) else value[..., 0]
+    return tf.linalg.set_diag(matrix, tf.linalg.diag_part(matrix) + value)
+
+
 def _square(real, imag):
     """`M^H M` of `M = real + i imag`, as its real and imaginary part."""
     transposed = ops.swapaxes(real, -2, -1)
@@ -115,15 +132,13 @@ def _largest_eigenvalue_bound(real, imag, squarings):
     """
     side, eps = real.shape[-1], _EPS["float32"]
     sum_rounding = side * _EPS[keras.backend.standardize_dtype(real.dtype)]
-    identity = ops.eye(side, dtype=real.dtype)
     real = 0.5 * (real + ops.swapaxes(real, -2, -1))
-    mean = ops.trace(real, axis1=-2, axis2=-1)[..., None, None] / side
-    real = real - mean * identity
+    mean = _mean_eigenvalue(real)
+    real = _add_to_diagonal(real, -mean)
     norm = _frobenius(real, imag)
     inverse = 1.0 / ops.where(norm > 0, norm, ops.ones_like(norm))
     real = ops.cast(real * inverse, "float32")
     imag = None if imag is None else ops.cast(imag * inverse, "float32")
-    identity = ops.cast(identity, "float32")
     norm, mean = ops.cast(norm, "float64"), ops.cast(mean, "float64")
     double = functools.partial(ops.cast, dtype="float64")
 
@@ -143,14 +158,14 @@ def _largest_eigenvalue_bound(real, imag, squarings):
     centre, width = (low + high) / 2.0, (high - low) / 2.0
     terms = 2.0 / width**2, -4.0 * centre / width**2, 2.0 * (centre / width) ** 2 - 1.0
     quadratic, linear, constant = (ops.cast(term, "float32") for term in terms)
-    real = quadratic * square + linear * real + constant * identity
+    real = _add_to_diagonal(quadratic * square + linear * real, constant)
     imag = None if imag is None else quadratic * cross + linear * imag
     combined = terms[0] * size + ops.abs(terms[1]) + ops.abs(terms[2]) * math.sqrt(side)
     errors = [terms[0] * product + 4.0 * eps * combined]
     size = double(_frobenius(real, imag)) * (1.0 + rounding)
     for _ in range(squarings - 1):
         square, cross = _square(real, imag)
-        real, imag = 2.0 * square - identity, None if cross is None else 2.0 * cross
+        real, imag = _add_to_diagonal(2.0 * square, -1.0), None if cross is None else 2.0 * cross
         errors.append(2.0 * product * size**2 + 4.0 * eps * (2.0 * size**2 + math.sqrt(side)))
         size = double(_frobenius(real, imag)) * (1.0 + rounding)
     for error in reversed(errors):
@@ -210,7 +225,7 @@ def norm_is_at_most_one(matrix):
     rows, side = matrix.shape
     gram, _ = _square(matrix, None)
     tolerance = 2.0 * (rows + side + 16) * side * _EPS["float64"]
-    factor = _cholesky((1.0 - tolerance) * ops.eye(side, dtype="float64") - gram)
+    factor = _cholesky(_add_to_diagonal(-gram, 1.0 - tolerance))
     # The trace is at most the side where the norm is at most 1.
     return ops.logical_and(ops.all(ops.isfinite(factor)), ops.trace(gram) <= side)
 
@@ -239,19 +254,19 @@ def orthogonalize(matrix, steps):
     """
     if matrix.shape[-2] < matrix.shape[-1]:
         return ops.swapaxes(orthogonalize(ops.swapaxes(matrix, -2, -1), steps), -2, -1)
-    side = matrix.shape[-1]
-    identity = ops.eye(side, dtype=matrix.dtype)
     # The result does not depend on the scale, but squares of very large or small entries do not fit single precision.
     largest = ops.max(ops.abs(matrix), axis=(-2, -1), keepdims=True)
     matrix = matrix / ops.where(largest > 0, largest, ops.ones_like(largest))
     gram = ops.matmul(ops.swapaxes(matrix, -2, -1), matrix)
-    # Norm 1 at most before the first step: beyond sqrt(3) the iteration diverges.
-    scale = ops.cast(_largest_eigenvalue_bound(gram, None, 2), gram.dtype)
+    # About norm 1 at most before the first step: beyond sqrt(3) the iteration diverges.
+    mean = _mean_eigenvalue(gram)
+    away = _add_to_diagonal(gram, -mean)
+    scale = mean + ops.sqrt(_frobenius(ops.matmul(away, away)))
     scale = ops.where(scale > 0, scale, ops.ones_like(scale))
     gram = gram / scale
-    product = identity / ops.sqrt(scale)
+    product = _add_to_diagonal(ops.zeros_like(gram), 1.0 / ops.sqrt(scale))
     for _ in range(steps):
-        factor = 1.5 * identity - 0.5 * gram
+        factor = _add_to_diagonal(-0.5 * gram, 1.5)
         product = ops.matmul(product, factor)
         gram = ops.matmul(ops.matmul(factor, gram), factor)
     return ops.matmul(matrix, product)
@@ -287,7 +302,7 @@ def isometry_step(matrix):
     parts = max(p for p in range(1, max(2, min(16, rows // 64) + 1)) if rows % p == 0)
     slices = [matrix[rows // parts * i : rows // parts * (i + 1)] for i in range(parts)]
     gram = sum(ops.matmul(ops.swapaxes(part, 0, 1), part) for part in slices)
-    half = 0.5 * (ops.eye(side, dtype=matrix.dtype) - gram)
+    half = _add_to_diagonal(-0.5 * gram, 0.5)
     energy = ops.trace(gram)
     rounding = _square_rounding(rows // parts + parts, precision) * energy
     distance = _frobenius(half)[0, 0] * (1.0 + (side + 8) * eps)
@@ -627,17 +642,14 @@ def orthogonalize_convolution(kernel, strides, steps):
     present = _to_blocks(ops.ones((*kernel_size, cin, 1), dtype=kernel.dtype), strides)
     present = ops.swapaxes(present, -2, -1) if transposed else present
     shape = blocks.shape
-    identity = ops.eye(side, dtype=kernel.dtype)
     for _ in range(steps):
         spectrum = ops.matmul(waves, ops.reshape(blocks, (*batch, -1, rows * side)))
         spectrum = ops.reshape(spectrum, (*batch, 2, -1, rows, side))
         real, imag = spectrum[..., 0, :, :, :], spectrum[..., 1, :, :, :]
         both = ops.concatenate([real, imag], axis=-2)
-        gram_real = ops.matmul(ops.swapaxes(both, -2, -1), both)
-        cross = ops.matmul(ops.swapaxes(real, -2, -1), imag)
-        gram_imag = cross - ops.swapaxes(cross, -2, -1)
+        gram_real, gram_imag = _square(real, imag)
         scale = _start_scale(gram_real, gram_imag)
-        factor = 1.5 * identity - gram_real * (0.5 / scale)
+        factor = _add_to_diagonal(gram_real * (-0.5 / scale), 1.5)
         product = ops.matmul(both, factor)
         turned = ops.matmul(both, gram_imag * (-0.5 / scale))
         spectrum = ops.stack(
@@ -655,11 +667,8 @@ def _start_scale(gram_real, gram_imag):
 
     The mean square of its singular values, or more where a bound on the largest asks for it.
     """
-    side = gram_real.shape[-1]
-    identity = ops.eye(side, dtype=gram_real.dtype)
-    means = ops.sum(gram_real * identity, axis=(-2, -1), keepdims=True) / side
-    away = gram_real - means * identity
-    away = ops.sqrt(ops.sum(away * away + gram_imag * gram_imag, axis=(-2, -1), keepdims=True))
+    means = _mean_eigenvalue(gram_real)
+    away = _frobenius(_add_to_diagonal(gram_real, -means), gram_imag)
     over = {"axis": (-3, -2, -1), "keepdims": True}
     scale = ops.maximum(ops.mean(means, **over), ops.max(means + away, **over) / _LARGEST_START)
     return ops.where(scale > 0, scale, ops.ones_like(scale))

@@ -133,7 +133,7 @@ def test_matrix_bound_over_hard_spectra(squarings, side):
 @pytest.mark.parametrize("interval", [(-1e-3, 1e-3), (-0.5, -0.4), (0.0, 3.0), (-3.0, 0.001), (0.9, 0.91)])
 def test_matrix_bound_holds_whatever_interval_is_guessed(interval, monkeypatch):
     """The interval of the polynomial comes from a rule of thumb, and nothing may rest on it."""
-    monkeypatch.setattr(_linalg, "_interval", lambda *moments: tuple(tf.constant(x, "float64") for x in interval))
+    monkeypatch.setattr(_linalg, "_interval", lambda *moments: tuple(tf.constant([[x]], "float64") for x in interval))
     for side in (2, 9, 40):
         for name, values in spectra(side):
             rotation = np.linalg.qr(np.random.default_rng(side).normal(size=(side, side)))[0]
