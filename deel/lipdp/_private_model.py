@@ -83,6 +83,7 @@ class PrivateModel:
         self._graphs = types.SimpleNamespace(functions={})  # Keras would track a plain dict
         self._sampler = None
         self._loss_weight = 1.0
+        self.microbatch_size = None
         self.loss_function = None
 
     def _who(self):
@@ -94,7 +95,9 @@ class PrivateModel:
 
     # -- compile ---------------------------------------------------------------------------------------------------
 
-    def compile(self, optimizer="rmsprop", loss=None, *, loss_weights=None, jit_compile=False, **kwargs):
+    def compile(
+        self, optimizer="rmsprop", loss=None, *, loss_weights=None, jit_compile=False, microbatch_size=None, **kwargs
+    ):
         """As `keras.Model.compile`, for one loss with a known bound.
 
         Args:
@@ -104,9 +107,12 @@ class PrivateModel:
             jit_compile: bool. False by default: on a CPU a step is faster without XLA, and batches of varying size do
                 not recompile it. With XLA pad them, and use a loss of `deel.lipdp.losses`; its metrics count each row
                 by its weight, so rows of weight 0 still count nothing.
+            microbatch_size: int >= 1 or None. A step passes a larger batch through the network in parts of this many
+                rows, adds their gradients, and then adds noise, counts and updates once: memory for the activations
+                of this many rows is enough for a batch of any size, and the result is that of one pass up to rounding.
 
         Raises:
-            TypeError: for a layer without bounds.
+            TypeError: for a layer without bounds, or a `microbatch_size` that is no integer.
             ValueError: for a loss without a known bound, or for `debug=True` without `run_eagerly=True`.
         """
         if loss is None or isinstance(loss, (list, tuple, dict)):
@@ -126,6 +132,8 @@ class PrivateModel:
                 f"loss_weights={loss_weights!r}",
                 "A larger weight would be undone by the gradient bound: raise the learning rate instead.",
             )
+        if microbatch_size is not None:
+            microbatch_size = _checks.integer(self._who(), "microbatch_size", microbatch_size)
         if jit_compile and kwargs.get("metrics"):
             # Padded rows cannot be cut off where shapes are static, and Keras's unweighted metrics would count them.
             if kwargs.get("weighted_metrics"):
@@ -144,6 +152,7 @@ class PrivateModel:
             **kwargs,
         )
         self._loss_weight = float(weights[0])
+        self.microbatch_size = microbatch_size
         self.loss_function = keras.losses.get(loss)
         self._graphs.functions.clear()
         if self.layers_forward_order():
@@ -158,6 +167,11 @@ class PrivateModel:
                 type(self.loss_function).__name__,
                 width,
             )
+
+    def get_compile_config(self):
+        """As in Keras, with `microbatch_size`."""
+        config = super().get_compile_config()
+        return config and {**config, "microbatch_size": self.microbatch_size}
 
     def compile_from_config(self, config):
         """Compiles with what `get_compile_config` returned; called by `keras.models.load_model`."""

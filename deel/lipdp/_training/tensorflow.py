@@ -1,6 +1,7 @@
 """The private training step on TensorFlow: guards, one backward pass, noise, count, update."""
 
 import dataclasses
+import functools
 import logging
 
 import keras
@@ -176,7 +177,7 @@ def _guarded_cotangents(loss, y, y_pred, weights, radius):
 
 
 def _summed_gradients(model, loss, radius, x, y, weights):
-    """One forward and one backward pass: gradients summed over the batch, outputs and losses."""
+    """One forward and one backward pass: gradients summed over the rows, outputs and losses."""
     variables = model.trainable_variables
     with tf.GradientTape() as tape:
         y_pred = model(x, training=True)
@@ -190,6 +191,43 @@ def _summed_gradients(model, loss, radius, x, y, weights):
     # An IndexedSlices gradient would get noise on the rows it touches only; TensorFlow forgets the shape of some.
     gradients = [tf.ensure_shape(tf.convert_to_tensor(g), v.shape) for g, v in zip(gradients, variables, strict=True)]
     return gradients, y_pred, losses
+
+
+def _summed_in_microbatches(size, model, loss, radius, x, y, weights):
+    """As `_summed_gradients`, a few rows at a time, so that their activations alone are in memory.
+
+    All that happens before the sum happens row by row, so it may be taken in parts. Rows of weight 0, whose cotangent
+    is 0, fill the last part: parts of one size let XLA compile one graph for all.
+
+    Args:
+        size: int, the largest number of rows of a part.
+        model, loss, radius, x, y, weights: as in `_summed_gradients`.
+    """
+    rows = x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
+    parts = -(-rows // size)
+    size = -(-rows // parts)  # of equal parts the rows that are filled in are fewest
+
+    def in_parts(t):
+        filled = tf.pad(t, [[0, parts * size - rows]] + [[0, 0]] * (len(t.shape) - 1))
+        return tf.reshape(filled, tf.concat([[parts, size], tf.shape(t)[1:]], axis=0))
+
+    split = [in_parts(t) for t in (x, y, weights)]
+    sums = [tf.zeros(v.shape, v.dtype) for v in model.trainable_variables]
+    outputs = tf.TensorArray(model.compute_dtype, parts, element_shape=[None, *model.output_shape[1:]])
+    losses = tf.TensorArray(model.compute_dtype, parts, element_shape=[None])
+
+    def add_part(index, sums, outputs, losses):
+        part = [
+            tf.ensure_shape(t[index], [None, *whole.shape[1:]]) for t, whole in zip(split, (x, y, weights), strict=True)
+        ]
+        gradients, y_pred, part_losses = _summed_gradients(model, loss, radius, *part)
+        sums = [a + g for a, g in zip(sums, gradients, strict=True)]
+        return index + 1, sums, outputs.write(index, y_pred), losses.write(index, part_losses)
+
+    _, sums, outputs, losses = tf.while_loop(
+        lambda index, *_: index < parts, add_part, (0, sums, outputs, losses), parallel_iterations=1
+    )
+    return sums, outputs.concat()[:rows], losses.concat()[:rows]
 
 
 def _regularizer_gradients(variables):
@@ -234,7 +272,10 @@ def private_step(model, plan, certified, due, x, y, sample_weight):
     # Guards and clipping layers act on rows. Each view passes them as a whole example would, and the mean of the views
     # is then within the bound for one; with weight 1 / multiplicity there, each view could still reach the bound alone.
     views = plan.multiplicity
-    gradients, y_pred, losses = _summed_gradients(model, model.loss_function, radius, x, y, weights * views)
+    summed = _summed_gradients
+    if model.microbatch_size is not None:
+        summed = functools.partial(_summed_in_microbatches, model.microbatch_size)
+    gradients, y_pred, losses = summed(model, model.loss_function, radius, x, y, weights * views)
     gradients, losses = [g / views for g in gradients], losses / views
     if model.debug:
         _log_step(model, scales, gradients)
