@@ -10,7 +10,7 @@ QUIET := TF_CPP_MIN_LOG_LEVEL=3 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=
 # In parts, each in new processes: every model that was trained leaves some 10 MB in TensorFlow.
 PYTEST := $(QUIET) $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-full lint docs clean
+.PHONY: demo test test-full lint docs bench clean
 
 demo: $(VENV)/.installed
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/lipdp demo
@@ -41,6 +41,14 @@ $(VENV)/.installed: setup.py pyproject.toml
 $(VENV)/.installed-docs: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@
+
+# An hour on an idle machine, most of it the peers'.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/costs.py --output benchmarks/results/costs.json
+	$(BIN)/python benchmarks/padding.py --output benchmarks/results/padding.json
+	$(BIN)/python benchmarks/run.py largest --output benchmarks/results/largest.json
+	$(BIN)/python benchmarks/run.py steps --output benchmarks/results/steps.json
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info lipdp-demo

@@ -1,27 +1,49 @@
 """CPU time and memory of a training step: plain Keras, lipdp, and its peers, interleaved on one core.
 
-    python benchmarks/run.py --output benchmarks/results/steps.json
-    python benchmarks/run.py --workloads W2 --batches 256 1024 --peers opacus
+    make bench                                                   # all of it; the JSON, the plots and docs/benchmarks.md
+    python benchmarks/run.py steps --workloads W2 --batches 256 1024 --peers opacus
+    python benchmarks/run.py largest --workloads W2 --peers opacus
 
 Every arm is a process of its own that takes one step at a time, in turn (`workers/worker.py`). Peers get a virtual
 environment each under `benchmarks/.environments`, made when it is missing. The floor, plain Keras, runs twice: where
-its two medians differ by more than 5 %, the row is void. An arm that fails, for want of memory for instance, is
-recorded with the last line of its error.
+its two medians differ by more than 5 %, the row is void, and measured again up to twice. An arm that fails, for want of
+memory for instance, is recorded with the last line of its error, and not tried at larger batches.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
+import platform
 import resource
 import statistics
 import subprocess
 import sys
+import time
 import venv
 
 HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "results"
 FLOOR, FLOOR_AGAIN = "keras plain", "keras plain again"
 LARGEST_DRIFT = 0.05
+ATTEMPTS = 3
+
+#: Batch sizes of each workload; memory ends some arms before the last. W4-6 and W4-12 show the growth with depth.
+BATCHES = {
+    "W1": (64, 256, 1024, 4096, 16384),
+    "W2": (64, 256, 1024, 4096, 16384),
+    "W3": (64, 256, 1024),
+    "W4": (64, 256, 1024, 4096, 16384),
+    "W4-6": (1024,),
+    "W4-12": (1024,),
+}
+
+# A row ends after this many seconds, with no fewer and no more rounds than this.
+SECONDS_OF_A_ROW, FEWEST_ROUNDS, MOST_ROUNDS = 60.0, 5, 25
+
+# An arm whose step took longer is left out at larger batches.
+LONGEST_STEP = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +59,7 @@ class Framework:
 
 
 FRAMEWORKS = {
-    "keras": Framework("keras_worker.py", ("plain", "plain again", "same_layers", "private")),
+    "keras": Framework("keras_worker.py", ("plain", "plain again", "same_layers", "private", "private_abs")),
     "opacus": Framework(
         "opacus_worker.py", ("plain", "hooks", "ew", "ghost"), (("torch==2.13.0",), ("opacus==1.6.0", "numpy<3"))
     ),
@@ -66,9 +88,9 @@ def python_of(name):
 class Arm:
     """A worker process. `failure` is the last line of its error, or None."""
 
-    def __init__(self, name, python, workload, batch_size, memory):
+    def __init__(self, name, workload, batch_size, memory):
         framework, arm = name.split(" ", 1)
-        command = [python, HERE / "workers" / FRAMEWORKS[framework].worker, arm.removesuffix(" again")]
+        command = [python_of(framework), HERE / "workers" / FRAMEWORKS[framework].worker, arm.removesuffix(" again")]
         self.name, self.seconds, self.peak_mb, self.failure, self.versions = name, [], None, None, None
         self._process = subprocess.Popen(
             [*map(str, command), workload, str(batch_size)],
@@ -107,74 +129,142 @@ class Arm:
         self._process.kill()
         self._process.wait()
 
+    def result(self):
+        if self.failure is not None:
+            return {"failure": self.failure}
+        return {
+            "cpu_s": statistics.median(self.seconds),
+            "peak_mb": round(self.peak_mb, 1),
+            "versions": self.versions,
+            "raw_s": [round(value, 5) for value in self.seconds],
+        }
 
-def measure(names, pythons, workload, batch_size, rounds, memory):
+
+def measure(names, workload, batch_size, memory):
     """One row of the result: every arm's median, ratio to the floor, peak memory and raw times."""
     arms = []
     try:
         for name in names:  # one after the other, so that none warms up beside another
-            arms.append(Arm(name, pythons[name.split(" ")[0]], workload, batch_size, memory))
+            arms.append(Arm(name, workload, batch_size, memory))
             arms[-1].await_ready()
-        for _ in range(rounds):
+        start = time.monotonic()
+        for done in range(MOST_ROUNDS):
+            if done >= FEWEST_ROUNDS and time.monotonic() - start > SECONDS_OF_A_ROW:
+                break
             for arm in arms:
                 arm.step()
     finally:
         for arm in arms:
             arm.close()
-    medians = {arm.name: statistics.median(arm.seconds) for arm in arms if arm.failure is None}
-    floors = [medians[name] for name in (FLOOR, FLOOR_AGAIN) if name in medians]
+    results = {arm.name: arm.result() for arm in arms}
+    floors = [results[name]["cpu_s"] for name in (FLOOR, FLOOR_AGAIN) if "cpu_s" in results[name]]
     drift = abs(floors[0] / floors[1] - 1) if len(floors) == 2 else None
+    for result in results.values():
+        if floors and "cpu_s" in result:
+            result["ratio_to_plain"] = result["cpu_s"] / statistics.mean(floors)
     return {
         "workload": workload,
         "batch_size": batch_size,
         "floor_drift": drift,
         "valid": drift is not None and drift <= LARGEST_DRIFT,
-        "arms": {
-            arm.name: {"failure": arm.failure}
-            if arm.failure is not None
-            else {
-                "cpu_s": medians[arm.name],
-                "ratio_to_plain": medians[arm.name] / statistics.mean(floors) if floors else None,
-                "peak_mb": round(arm.peak_mb, 1),
-                "versions": arm.versions,
-                "raw_s": [round(value, 5) for value in arm.seconds],
-            }
-            for arm in arms
-        },
+        "arms": results,
     }
+
+
+def measure_rows(arguments, names):
+    """Rows of all workloads and batch sizes, one by one."""
+    for workload in arguments.workloads:
+        left_out = {}
+        for batch_size in arguments.batches or BATCHES[workload]:
+            for _ in range(ATTEMPTS):
+                row = measure([n for n in names if n not in left_out], workload, batch_size, arguments.memory)
+                if row["valid"]:
+                    break
+            for name, result in row["arms"].items():
+                if "failure" in result:
+                    left_out[name] = f"failed at batch {batch_size}: {result['failure']}"
+                elif result["cpu_s"] > LONGEST_STEP:
+                    left_out[name] = f"a step took {result['cpu_s']:.0f} s at batch {batch_size}"
+            row["left_out"] = {name: reason for name, reason in left_out.items() if name not in row["arms"]}
+            yield row
+            if {FLOOR, FLOOR_AGAIN} & left_out.keys():
+                break
 
 
 def print_row(row):
     print(f"{row['workload']} batch {row['batch_size']}{'' if row['valid'] else '  VOID'}")
     for name, arm in row["arms"].items():
-        if arm.get("failure") is not None:
-            print(f"  {name:18s} {arm['failure'][:90]}")
+        if "failure" in arm:
+            print(f"  {name:24s} {arm['failure'][:90]}")
         else:
-            print(f"  {name:18s} {arm['cpu_s']:9.4f} s  {arm['ratio_to_plain']:7.2f} x  {arm['peak_mb']:8.0f} MB")
+            ratio = arm.get("ratio_to_plain", float("nan"))
+            print(f"  {name:24s} {arm['cpu_s']:9.4f} s  {ratio:7.2f} x  {arm['peak_mb']:8.0f} MB", flush=True)
+
+
+def largest_batches(arguments, names):
+    """For every arm the largest power of two that it takes steps on within the limit on memory."""
+    for workload in arguments.workloads:
+        for name in names:
+            batch_size, last = 64, None
+            while batch_size <= arguments.most:
+                arm = Arm(name, workload, batch_size, arguments.memory)
+                arm.await_ready()
+                arm.step()
+                arm.close()
+                if arm.failure is not None:
+                    break
+                last = {"batch_size": batch_size, "cpu_s": arm.seconds[0], "peak_mb": round(arm.peak_mb, 1)}
+                batch_size *= 2
+            yield {"workload": workload, "arm": name, "largest": last, "failure_at_twice": arm.failure}
+
+
+def machine():
+    """What the figures depend on beside the code."""
+    cpu = pathlib.Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return {
+        "processor": next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()),
+        "avx512": "avx512f" in flags,
+        "cores": os.cpu_count(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+    }
+
+
+def write(path, command, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"command": command, **content}, indent=1) + "\n", encoding="utf-8")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3", "W4"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[256, 1024, 4096])
+    parser.add_argument("what", choices=["steps", "largest"])
+    parser.add_argument("--workloads", nargs="+", default=None)
+    parser.add_argument("--batches", nargs="+", type=int, default=None)
     parser.add_argument("--peers", nargs="*", default=[name for name in FRAMEWORKS if name != "keras"])
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--memory-gib", type=float, default=8.0, help="limit of each process")
+    parser.add_argument("--most", type=int, default=2**18, help="where the search for the largest batch ends")
     parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
+    arguments.memory = int(arguments.memory_gib * 2**30)
+    command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    content = {"machine": machine(), "memory_gib": arguments.memory_gib, "rows": []}
     frameworks = ["keras", *arguments.peers]
-    pythons = {name: python_of(name) for name in frameworks}
+    for name in frameworks:
+        python_of(name)
     names = [f"{name} {arm}" for name in frameworks for arm in FRAMEWORKS[name].arms]
-    rows = []
-    for workload in arguments.workloads:
-        for batch_size in arguments.batches:
-            memory = int(arguments.memory_gib * 2**30)
-            rows.append(measure(names, pythons, workload, batch_size, arguments.rounds, memory))
-            print_row(rows[-1])
-            if arguments.output:
-                result = {"command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]), "rows": rows}
-                arguments.output.parent.mkdir(parents=True, exist_ok=True)
-                arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.what == "steps":
+        arguments.workloads = arguments.workloads or list(BATCHES)
+        rows = measure_rows(arguments, names)
+    else:
+        arguments.workloads = arguments.workloads or ["W2"]
+        rows = largest_batches(arguments, [*names, "keras private_parts"])
+    for row in rows:
+        print_row(row) if arguments.what == "steps" else print(row, flush=True)
+        content["rows"].append(row)
+        if arguments.output:
+            write(arguments.output, command, content)
 
 
 if __name__ == "__main__":

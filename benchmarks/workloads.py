@@ -3,7 +3,7 @@
 W1  the tutorial network of TF-Privacy on 28x28 images
 W2  the quick start's network
 W3  a VGG for CIFAR-10
-W4  a tabular network
+W4  a tabular network; W4-6 and W4-12 have six and twelve hidden layers in place of three
 """
 
 import dataclasses
@@ -51,6 +51,10 @@ def _vgg(*stages):
         yield Pool()
 
 
+def _tabular(hidden):
+    return Workload((128,), (*(Dense(512), Activation()) * hidden, Dense(10)))
+
+
 WORKLOADS = {
     "W1": Workload(
         (28, 28, 1),
@@ -72,5 +76,7 @@ WORKLOADS = {
         (Conv(32, 3), Activation(), Pool(), Conv(64, 3), Activation(), Pool(), Flatten(), Dense(10)),
     ),
     "W3": Workload((32, 32, 3), (*_vgg(64, 128, 256), Flatten(), Dense(10))),
-    "W4": Workload((128,), (*(Dense(512), Activation()) * 3, Dense(10))),
+    "W4": _tabular(3),
+    "W4-6": _tabular(6),
+    "W4-12": _tabular(12),
 }

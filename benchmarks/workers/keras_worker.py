@@ -1,4 +1,8 @@
-"""Steps of Keras: `plain`, `same_layers` (lipdp's layers without privacy) and `private` (lipdp)."""
+"""Steps of Keras: `plain`, `same_layers` (lipdp's layers without privacy), and lipdp.
+
+`private` has group sort and L2-norm pooling; `private_abs` the absolute value and max pooling, which cost what a ReLU
+network's do; `private_parts` is `private` with batches in parts of 1,024.
+"""
 
 from worker import pin_to_one_core, serve
 
@@ -32,12 +36,24 @@ PRIVATE = {
     workloads.Flatten: lambda layer: dp.DP_Flatten(),
     workloads.Dense: lambda layer: dp.DP_QuickSpectralDense(layer.units),
 }
-ARMS = {"plain": PLAIN, "same_layers": SAME_LAYERS, "private": PRIVATE}
+PRIVATE_ABS = {
+    **PRIVATE,
+    workloads.Activation: lambda layer: dp.DP_Abs(),
+    workloads.Pool: lambda layer: pool(layer, dp.DP_MaxPool2D),
+}
+ARMS = {
+    "plain": PLAIN,
+    "same_layers": SAME_LAYERS,
+    "private": PRIVATE,
+    "private_abs": PRIVATE_ABS,
+    "private_parts": PRIVATE,
+}
+COMPILE_ARGUMENTS = {"private_parts": {"microbatch_size": 1024}}
 
 
-def make_step(arm, workload, batch_size):
+def make_model(arm, workload, batch_size, jit_compile=False):
     stack = [ARMS[arm][type(layer)](layer) for layer in workload.layers]
-    if arm == "private":
+    if arm.startswith("private"):
         model = DP_Sequential(
             [dp.DP_BoundedInput(INPUT_BOUND, input_shape=workload.input_shape), *stack],
             dp_parameters=DPParameters("local", 1.0, 1e-5),
@@ -48,7 +64,13 @@ def make_step(arm, workload, batch_size):
     else:
         model = keras.Sequential([keras.Input(workload.input_shape), *stack])
     optimizer = keras.optimizers.SGD(1e-2, momentum=0.9)
-    model.compile(optimizer, DP_TauCategoricalCrossentropy(10.0), jit_compile=False)
+    loss = DP_TauCategoricalCrossentropy(10.0)
+    model.compile(optimizer, loss, jit_compile=jit_compile, **COMPILE_ARGUMENTS.get(arm, {}))
+    return model
+
+
+def make_step(arm, workload, batch_size):
+    model = make_model(arm, workload, batch_size)
     rng = np.random.default_rng(0)
     x = rng.random((batch_size, *workload.input_shape), dtype="float32")
     y = np.eye(workload.num_classes, dtype="float32")[rng.integers(0, workload.num_classes, batch_size)]

@@ -20,6 +20,7 @@ __all__ = [
     "centred_convolution",
     "conv_norm_bound",
     "euclidean_norm_bound",
+    "finite_in_ball",
     "finite_or_zero",
     "isometry_step",
     "matrix_norm_bound",
@@ -509,6 +510,32 @@ def project_on_ball(x, radius):
     unit, norm, scale = unit_scale(x)
     limit = radius / norm
     return ops.where(scale <= limit, x, unit * limit)
+
+
+def finite_in_ball(x, radius):
+    """Entries that are not finite become 0, then each example of a batch is projected on the Euclidean ball.
+
+    Two passes are enough where all examples are inside, as data are whose bound is their largest norm: a sum of squares
+    has no NaN, no overflow and no rounding that could hide an example outside. The others get the same either way.
+
+    Args:
+        x: tensor (batch, ...).
+        radius: positive float.
+
+    Returns:
+        Tensor of the same shape, each example finite and of norm at most `radius`.
+    """
+
+    def projected():
+        return project_on_ball(finite_or_zero(x), radius)
+
+    if not 1e-12 <= radius <= 1e15:  # its square, or the squares of what matters beside it, leave single precision
+        return projected()
+    size = math.prod(x.shape[1:])
+    # The error of a sum is below size * eps / 2.
+    limit = radius**2 * (1.0 - max(1e-3, size * _EPS["float32"]))
+    squares = ops.sum(x * x, axis=tuple(range(1, len(x.shape))))
+    return ops.cond(ops.all(squares <= limit), lambda: x, projected)
 
 
 def _waves(taps):

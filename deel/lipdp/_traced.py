@@ -25,7 +25,7 @@ def traced_once(function):
     signature = inspect.signature(function)
 
     @functools.cache
-    def graph(constants):
+    def graph(constants, shapes):  # one function for each shape: TensorFlow warns of one that is traced again and again
         # Called, not copied into the graphs that use it, so that TensorFlow optimises it once too.
         attributes = {"_noinline": True}
         bound = functools.partial(function, **dict(constants))
@@ -35,6 +35,7 @@ def traced_once(function):
     def call(*args, **kwargs):
         arguments = signature.bind(*args, **kwargs).arguments.items()
         tensors = {name: tf.convert_to_tensor(value) for name, value in arguments if hasattr(value, "dtype")}
-        return graph(tuple(item for item in arguments if item[0] not in tensors))(**tensors)
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors.values())
+        return graph(tuple(item for item in arguments if item[0] not in tensors), shapes)(**tensors)
 
     return call

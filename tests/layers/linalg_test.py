@@ -531,6 +531,24 @@ def test_examples_are_projected_one_by_one():
     np.testing.assert_array_equal(together, alone)
 
 
+@pytest.mark.parametrize("radius", [1e-30, 1e-15, 1e-6, 1.0, 1e6, 1e15, 1e30])
+@pytest.mark.parametrize("worst", [np.nan, np.inf, -np.inf, 3e38, 1e19, 1e-20, 1e-45, 0.0])
+def test_finite_in_ball_is_one_function_whatever_else_is_in_the_batch(worst, radius):
+    """Examples keep what they are alone, bit for bit, and none leaves the ball by the short way."""
+    rng = np.random.default_rng(0)
+    inside = rng.normal(size=(4, 30)) * radius * np.array([[1e-3], [0.1], [0.12], [1 / math.sqrt(30)]])
+    edges = radius * np.eye(30)[:5] * np.array([[1 - 1e-3], [1 - 1e-4], [1.0], [1 + 1e-6], [1.1]])
+    odd = np.zeros((1, 30))
+    odd[0, :4] = worst
+    batch = np.concatenate([inside, edges, odd]).astype("float32")
+    together = _linalg.finite_in_ball(tf.constant(batch), radius).numpy()
+    alone = np.concatenate([_linalg.finite_in_ball(tf.constant(row[None]), radius).numpy() for row in batch])
+    np.testing.assert_array_equal(together, alone)
+    assert np.isfinite(together).all()
+    assert np.linalg.norm(together.astype("float64"), axis=1).max() <= radius * (1 + 1e-6)
+    np.testing.assert_array_equal(together[:3], batch[:3])
+
+
 def largest_kernel_gradient(axes, seed):
     """Norm of the kernel's gradient for unit input and cotangent, found by improving each of the three in turn."""
     # t[offset, window, pixel], flattened over the axes: one channel is enough for the supremum.

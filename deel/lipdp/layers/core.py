@@ -59,7 +59,7 @@ class DP_BoundedInput(NonExpansive, keras.layers.Layer):
 
     def call(self, inputs):
         inputs = ops.cast(inputs, self.compute_dtype)
-        return _linalg.project_on_ball(_linalg.finite_or_zero(inputs), self.upper_bound)
+        return _linalg.finite_in_ball(inputs, self.upper_bound)
 
     def propagate_inputs(self, input_bound):
         return min(input_bound, self.upper_bound)
