@@ -42,12 +42,14 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@
 
-# An hour on an idle machine, most of it the peers'.
+# Two hours on an idle machine, most of it the peers'.
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/costs.py --output benchmarks/results/costs.json
 	$(BIN)/python benchmarks/padding.py --output benchmarks/results/padding.json
 	$(BIN)/python benchmarks/run.py largest --output benchmarks/results/largest.json
-	$(BIN)/python benchmarks/run.py steps --output benchmarks/results/steps.json
+	for framework in keras opacus tf_privacy jax; do \
+	  $(BIN)/python benchmarks/run.py steps --framework $$framework \
+	    --output benchmarks/results/steps_$$framework.json || exit 1; done
 	$(BIN)/python benchmarks/report.py
 
 clean:

@@ -41,25 +41,41 @@ def load(name):
     return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def load_steps():
+    """The rows of all frameworks that were measured, with the machine of the first."""
+    parts = [load(path.stem) for path in sorted((HERE / "results").glob("steps_*.json"))]
+    return {"machine": parts[0]["machine"], "rows": [row for part in parts for row in part["rows"]]}
+
+
 def table(header, rows):
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
-def find(rows, workload, batch_size):
-    return next((r for r in rows if (r["workload"], r["batch_size"]) == (workload, batch_size)), None)
+def find(rows, workload, batch_size, arm="keras private"):
+    """The row that the arm is in; None if there is none."""
+    matching = (r for r in rows if (r["workload"], r["batch_size"]) == (workload, batch_size) and arm in r["arms"])
+    return next(matching, None)
 
 
-def cell(row, name):
-    arm = row["arms"].get(name)
-    if arm is None:
+def batches(rows, workload):
+    return sorted({row["batch_size"] for row in rows if row["workload"] == workload})
+
+
+def cell(rows, workload, batch_size, name):
+    """Ratio to plain Keras, marked where the row is void."""
+    row = find(rows, workload, batch_size, name)
+    if row is None:
         return "-"
-    return "failed" if "failure" in arm else f"{arm['ratio_to_plain']:.2f}"
+    arm = row["arms"][name]
+    if "failure" in arm:
+        return "failed"
+    return f"{arm['ratio_to_plain']:.2f}{'' if row['valid'] else ' (void)'}"
 
 
 def ratio(row, name, other, key="cpu_s"):
-    """Ratio of two arms of a row; None where one is missing."""
-    arms = [row["arms"].get(n, {}).get(key) for n in (name, other)] if row else [None]
+    """Ratio of two arms of a row; None where one is missing or the row is void."""
+    arms = [row["arms"].get(n, {}).get(key) for n in (name, other)] if row and row["valid"] else [None]
     return None if None in arms else arms[0] / arms[1]
 
 
@@ -69,33 +85,26 @@ def shown(value):
 
 def step_tables(rows):
     for workload, title in TITLES.items():
-        mine = [row for row in rows if row["workload"] == workload]
-        names = [name for name in ARMS if any("ratio_to_plain" in row["arms"].get(name, {}) for row in mine)]
+        sizes = batches(rows, workload)
+        names = [name for name in ARMS if any(find(rows, workload, size, name) for size in sizes)]
+        body = []
+        for size in sizes:
+            floor = find(rows, workload, size)["arms"]["keras plain"]["cpu_s"]
+            body.append([size, f"{floor:.4f}", *(cell(rows, workload, size, name) for name in names)])
         header = ["batch", "plain Keras, s", *(ARMS[name] for name in names)]
-        body = [
-            [
-                f"{row['batch_size']}{'' if row['valid'] else ' (void)'}",
-                f"{row['arms']['keras plain']['cpu_s']:.4f}" if "cpu_s" in row["arms"]["keras plain"] else "failed",
-                *(cell(row, name) for name in names),
-            ]
-            for row in mine
-        ]
         yield f"### {title}\n\n{table(header, body)}\n![{workload}](benchmarks/{workload}.svg)\n"
 
 
 def memory_table(rows):
     names = ["keras plain", *ARMS]
-    header = ["", *("plain Keras" if name == "keras plain" else ARMS[name] for name in names)]
     body = []
     for workload in TITLES:
-        for row in [r for r in rows if r["workload"] == workload and r["batch_size"] in (256, 1024, 4096)]:
-            cells = [f"{row['arms'].get(n, {}).get('peak_mb'):.0f}" if n_ok(row, n) else "-" for n in names]
-            body.append([f"{workload}, {row['batch_size']}", *cells])
-    return table(header, body)
-
-
-def n_ok(row, name):
-    return "peak_mb" in row["arms"].get(name, {})
+        for size in batches(rows, workload):
+            found = [(find(rows, workload, size, name) or {"arms": {}})["arms"].get(name, {}) for name in names]
+            body.append(
+                [f"{workload}, {size}", *(f"{arm['peak_mb']:.0f}" if "peak_mb" in arm else "-" for arm in found)]
+            )
+    return table(["", "plain Keras", *ARMS.values()], body)
 
 
 def target_table(rows):
@@ -120,7 +129,13 @@ def target_table(rows):
 def framework_table(rows):
     header = ["batch 256", *(f"{name} / plain Keras" for name in FLOORS.values())]
     body = [
-        [workload, *(shown(ratio(find(rows, workload, 256), f"{name} plain", "keras plain")) for name in FLOORS)]
+        [
+            workload,
+            *(
+                shown(ratio(find(rows, workload, 256, f"{name} plain"), f"{name} plain", "keras plain"))
+                for name in FLOORS
+            ),
+        ]
         for workload in TITLES
     ]
     return table(header, body)
@@ -130,13 +145,14 @@ def growth_table(rows):
     header = ["", "plain Keras, microseconds an example", "lipdp", "lipdp less the same layers, ms a step"]
     body = []
     for workload in TITLES:
-        for row in [r for r in rows if r["workload"] == workload]:
+        for size in batches(rows, workload):
+            row = find(rows, workload, size)
             arms = {n: row["arms"].get(f"keras {n}", {}).get("cpu_s") for n in ("plain", "private", "same_layers")}
             if None in arms.values():
                 continue
-            each = [f"{1e6 * arms[name] / row['batch_size']:.1f}" for name in ("plain", "private")]
+            each = [f"{1e6 * arms[name] / size:.1f}" for name in ("plain", "private")]
             more = 1e3 * (arms["private"] - arms["same_layers"])
-            body.append([f"{workload}, {row['batch_size']}", *each, f"{more:.1f}"])
+            body.append([f"{workload}, {size}", *each, f"{more:.1f}"])
     return table(header, body)
 
 
@@ -193,8 +209,8 @@ max pooling, no biases) in the same row. Plain Keras runs twice, and a row is vo
 than 5 %. Every other library does what its own documentation shows; none is tuned. The page is written by
 `benchmarks/report.py`; raw times, versions and errors are in `benchmarks/results`.
 
-TensorFlow is several times slower on processors without AVX-512 unless `TF_ENABLE_ONEDNN_OPTS=1` is set. That is
-TensorFlow's, with privacy or without.
+On processors without AVX-512 TensorFlow leaves oneDNN out, and every row of it changes, with privacy or without:
+`TF_ENABLE_ONEDNN_OPTS=1` brings it back.
 
 ## Ratios to plain Keras
 
@@ -263,7 +279,7 @@ def plots(rows):
 
 
 def main():
-    steps = load("steps")
+    steps = load_steps()
     text = page(steps, load("costs"), load("largest"), load("padding"))
     (DOCS / "benchmarks.md").write_text(text, encoding="utf-8")
     plots(steps["rows"])

@@ -1,16 +1,18 @@
 """CPU time and memory of a training step: plain Keras, lipdp, and its peers, interleaved on one core.
 
     make bench                                                   # all of it; the JSON, the plots and docs/benchmarks.md
-    python benchmarks/run.py steps --workloads W2 --batches 256 1024 --peers opacus
-    python benchmarks/run.py largest --workloads W2 --peers opacus
+    python benchmarks/run.py steps --framework opacus --workloads W2 --batches 256 1024
+    python benchmarks/run.py largest --workload W2
 
 Every arm is a process of its own that takes one step at a time, in turn (`workers/worker.py`). Peers get a virtual
 environment each under `benchmarks/.environments`, made when it is missing. The floor, plain Keras, runs twice: where
-its two medians differ by more than 5 %, the row is void, and measured again up to twice. An arm that fails, for want of
-memory for instance, is recorded with the last line of its error, and not tried at larger batches.
+its two medians differ by more than 5 %, the row is void, and measured again up to twice. Each framework takes its turns
+with a floor of its own beside it, so that no more than one framework's arms are in memory together. An arm that fails,
+for want of memory for instance, is recorded with the last line of its error, and not tried at larger batches.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,15 +27,15 @@ import venv
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
-FLOOR, FLOOR_AGAIN = "keras plain", "keras plain again"
+FLOORS = ("keras plain", "keras plain again")
 LARGEST_DRIFT = 0.05
 ATTEMPTS = 3
 
 #: Batch sizes of each workload; memory ends some arms before the last. W4-6 and W4-12 show the growth with depth.
 BATCHES = {
     "W1": (64, 256, 1024, 4096, 16384),
-    "W2": (64, 256, 1024, 4096, 16384),
-    "W3": (64, 256, 1024),
+    "W2": (64, 256, 1024, 4096),
+    "W3": (256, 1024),
     "W4": (64, 256, 1024, 4096, 16384),
     "W4-6": (1024,),
     "W4-12": (1024,),
@@ -118,15 +120,18 @@ class Arm:
     def step(self):
         if self.failure is not None:
             return
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        # A worker that was killed says nothing more.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
         answer = self._answer()
         if answer:
             self.seconds.append(answer["cpu_s"])
             self.peak_mb = answer["peak_mb"]
 
     def close(self):
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.stderr.close()
         self._process.kill()
@@ -144,7 +149,7 @@ class Arm:
 
 
 def measure(names, workload, batch_size, memory):
-    """One row of the result: every arm's median, ratio to the floor, peak memory and raw times."""
+    """One row of the result: the arms of one framework and two floors; medians, ratios, peak memory and raw times."""
     arms = []
     try:
         for name in names:  # one after the other, so that none warms up beside another
@@ -160,7 +165,7 @@ def measure(names, workload, batch_size, memory):
         for arm in arms:
             arm.close()
     results = {arm.name: arm.result() for arm in arms}
-    floors = [results[name]["cpu_s"] for name in (FLOOR, FLOOR_AGAIN) if "cpu_s" in results[name]]
+    floors = [results[name]["cpu_s"] for name in FLOORS if "cpu_s" in results[name]]
     drift = abs(floors[0] / floors[1] - 1) if len(floors) == 2 else None
     for result in results.values():
         if floors and "cpu_s" in result:
@@ -174,24 +179,26 @@ def measure(names, workload, batch_size, memory):
     }
 
 
-def measure_rows(arguments, names):
+def measure_rows(framework, workloads, batches, memory):
     """Rows of all workloads and batch sizes, one by one."""
-    for workload in arguments.workloads:
+    arms = [f"{framework} {arm}" for arm in FRAMEWORKS[framework].arms]
+    for workload in workloads:
         left_out = {}
-        for batch_size in arguments.batches or BATCHES[workload]:
+        for batch_size in batches or BATCHES[workload]:
+            names = [name for name in dict.fromkeys((*FLOORS, *arms)) if name not in left_out]
+            if not set(FLOORS) < set(names):
+                break
             for _ in range(ATTEMPTS):
-                row = measure([n for n in names if n not in left_out], workload, batch_size, arguments.memory)
+                row = measure(names, workload, batch_size, memory)
                 if row["valid"]:
                     break
+            row["left_out"] = dict(left_out)
             for name, result in row["arms"].items():
                 if "failure" in result:
                     left_out[name] = f"failed at batch {batch_size}: {result['failure']}"
-                elif result["cpu_s"] > LONGEST_STEP:
+                elif result["cpu_s"] > LONGEST_STEP and framework != "keras" and name not in FLOORS:
                     left_out[name] = f"a step took {result['cpu_s']:.0f} s at batch {batch_size}"
-            row["left_out"] = {name: reason for name, reason in left_out.items() if name not in row["arms"]}
             yield row
-            if {FLOOR, FLOOR_AGAIN} & left_out.keys():
-                break
 
 
 def print_row(row):
@@ -204,21 +211,20 @@ def print_row(row):
             print(f"  {name:24s} {arm['cpu_s']:9.4f} s  {ratio:7.2f} x  {arm['peak_mb']:8.0f} MB", flush=True)
 
 
-def largest_batches(arguments, names):
+def largest_batches(workload, most, memory):
     """For each arm the largest power of two, from 256 on, that it takes steps on within the limit on memory."""
-    for workload in arguments.workloads:
-        for name in names:
-            batch_size, last = 256, None
-            while batch_size <= arguments.most:
-                arm = Arm(name, workload, batch_size, arguments.memory)
-                arm.await_ready()
-                arm.step()
-                arm.close()
-                if arm.failure is not None:
-                    break
-                last = {"batch_size": batch_size, "cpu_s": arm.seconds[0], "peak_mb": round(arm.peak_mb, 1)}
-                batch_size *= 2
-            yield {"workload": workload, "arm": name, "largest": last, "failure_at_twice": arm.failure}
+    for name in LARGEST:
+        batch_size, last = 256, None
+        while batch_size <= most:
+            arm = Arm(name, workload, batch_size, memory)
+            arm.await_ready()
+            arm.step()
+            arm.close()
+            if arm.failure is not None:
+                break
+            last = {"batch_size": batch_size, "cpu_s": arm.seconds[0], "peak_mb": round(arm.peak_mb, 1)}
+            batch_size *= 2
+        yield {"workload": workload, "arm": name, "largest": last, "failure_at_twice": arm.failure}
 
 
 def machine():
@@ -242,32 +248,29 @@ def write(path, command, content):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["steps", "largest"])
-    parser.add_argument("--workloads", nargs="+", default=None)
-    parser.add_argument("--batches", nargs="+", type=int, default=None)
-    parser.add_argument("--peers", nargs="*", default=[name for name in FRAMEWORKS if name != "keras"])
-    parser.add_argument("--memory-gib", type=float, default=8.0, help="limit of each process")
-    parser.add_argument("--most", type=int, default=2**16, help="where the search for the largest batch ends")
-    parser.add_argument("--output", type=pathlib.Path)
+    commands = parser.add_subparsers(dest="what", required=True)
+    steps = commands.add_parser("steps")
+    steps.add_argument("--framework", choices=list(FRAMEWORKS), default="keras")
+    steps.add_argument("--workloads", nargs="+", default=list(BATCHES))
+    steps.add_argument("--batches", nargs="+", type=int, default=None)
+    largest = commands.add_parser("largest")
+    largest.add_argument("--workload", default="W2")
+    largest.add_argument("--most", type=int, default=2**16, help="where the search ends")
+    for command in (steps, largest):
+        command.add_argument("--memory-gib", type=float, default=8.0, help="limit of each process")
+        command.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
-    arguments.memory = int(arguments.memory_gib * 2**30)
-    command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    memory = int(arguments.memory_gib * 2**30)
     content = {"machine": machine(), "memory_gib": arguments.memory_gib, "rows": []}
-    frameworks = ["keras", *arguments.peers]
-    for name in frameworks:
-        python_of(name)
-    names = [f"{name} {arm}" for name in frameworks for arm in FRAMEWORKS[name].arms]
     if arguments.what == "steps":
-        arguments.workloads = arguments.workloads or list(BATCHES)
-        rows = measure_rows(arguments, names)
+        rows = measure_rows(arguments.framework, arguments.workloads, arguments.batches, memory)
     else:
-        arguments.workloads = arguments.workloads or ["W2"]
-        rows = largest_batches(arguments, [name for name in (*names, "keras private_parts") if name in LARGEST])
+        rows = largest_batches(arguments.workload, arguments.most, memory)
     for row in rows:
         print_row(row) if arguments.what == "steps" else print(row, flush=True)
         content["rows"].append(row)
         if arguments.output:
-            write(arguments.output, command, content)
+            write(arguments.output, " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]), content)
 
 
 if __name__ == "__main__":
