@@ -1,4 +1,4 @@
-"""Norms certified from above, orthogonalisation, projections: pure functions on tensors.
+"""Norms certified from above, and orthogonalisation: pure functions on weights.
 
 Certificates start in double precision, whatever the precision of the weights, and state the slack for every rounding
 in them, for the worst matrix of its size. Orthogonalisation only moves weights to a better place inside their set, so
@@ -20,15 +20,11 @@ __all__ = [
     "centred_convolution",
     "conv_norm_bound",
     "euclidean_norm_bound",
-    "finite_in_ball",
-    "finite_or_zero",
     "isometry_step",
     "matrix_norm_bound",
     "norm_is_at_most_one",
     "orthogonalize",
     "orthogonalize_convolution",
-    "project_on_ball",
-    "unit_scale",
 ]
 
 _EPS = {name: float(np.finfo(name).eps) for name in ("float32", "float64")}
@@ -468,74 +464,6 @@ def euclidean_norm_bound(x, axis=None):
     largest = ops.max(ops.abs(x), **over)
     unit = x / ops.where(largest > 0, largest, 1.0)  # no square overflows or vanishes
     return largest * ops.sqrt(ops.sum(unit * unit, **over)) * (1.0 + (math.prod(x.shape) + 8) * _EPS["float64"])
-
-
-def finite_or_zero(x):
-    """NaN and infinities become 0, the rest stays."""
-    return ops.where(ops.isfinite(x), x, ops.zeros_like(x))
-
-
-def unit_scale(x):
-    """Splits each example into a vector with largest entry 1, its norm, and the scale taken out.
-
-    No square overflows or vanishes whatever the scale, and every gradient is finite, at zero too. The scale is a
-    constant for differentiation: users are homogeneous in x, so its derivative cancels.
-
-    Args:
-        x: tensor (batch, ...), finite.
-
-    Returns:
-        `(unit, norm, scale)` with `x = unit * scale`; norm and scale are (batch, 1, ...) and norm >= 1. A zero example
-        has unit 0, norm 1 and scale 0.
-    """
-    axes = tuple(range(1, len(x.shape)))
-    # `initial` lets a batch be empty.
-    scale = ops.stop_gradient(ops.max(ops.abs(x), axis=axes, keepdims=True, initial=0))
-    nonzero = scale > 0
-    unit = x / ops.where(nonzero, scale, ops.ones_like(scale))
-    squares = ops.sum(unit * unit, axis=axes, keepdims=True)
-    return unit, ops.sqrt(ops.where(nonzero, squares, ops.ones_like(squares))), scale
-
-
-def project_on_ball(x, radius):
-    """Projects each example of a batch on the Euclidean ball: identity inside, bit for bit.
-
-    Args:
-        x: tensor (batch, ...), finite.
-        radius: positive float or scalar tensor.
-
-    Returns:
-        Tensor of the same shape, each example of norm at most `radius`.
-    """
-    unit, norm, scale = unit_scale(x)
-    limit = radius / norm
-    return ops.where(scale <= limit, x, unit * limit)
-
-
-def finite_in_ball(x, radius):
-    """Entries that are not finite become 0, then each example of a batch is projected on the Euclidean ball.
-
-    Two passes are enough where all examples are inside, as data are whose bound is their largest norm: a sum of squares
-    has no NaN, no overflow and no rounding that could hide an example outside. The others get the same either way.
-
-    Args:
-        x: tensor (batch, ...).
-        radius: positive float.
-
-    Returns:
-        Tensor of the same shape, each example finite and of norm at most `radius`.
-    """
-
-    def projected():
-        return project_on_ball(finite_or_zero(x), radius)
-
-    if not 1e-12 <= radius <= 1e15:  # its square, or the squares of what matters beside it, leave single precision
-        return projected()
-    size = math.prod(x.shape[1:])
-    # The error of a sum is below size * eps / 2.
-    limit = radius**2 * (1.0 - max(1e-3, size * _EPS["float32"]))
-    squares = ops.sum(x * x, axis=tuple(range(1, len(x.shape))))
-    return ops.cond(ops.all(squares <= limit), lambda: x, projected)
 
 
 def _waves(taps):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deel.lipdp import _checks, _linalg, _reporting
+from deel.lipdp import _checks, _per_example, _reporting
 from deel.lipdp._training.tensorflow import per_example_losses
 from deel.lipdp.accounting import GaussianStep, LaplaceStep, PoissonSampling
 from deel.lipdp.layers import DP_ClipGradient
@@ -129,7 +129,7 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
             arriving, y_pred = probe(x, training=True)
             losses = per_example_losses(model.loss_function, y, y_pred)
         cotangents = tape.gradient(losses, arriving, unconnected_gradients="zero")
-        rows = tf.reshape(_linalg.finite_or_zero(cotangents), [len(x), -1])
+        rows = tf.reshape(_per_example.finite_or_zero(cotangents), [len(x), -1])
         return tf.norm(rows, axis=1).numpy().astype("float64")
 
     def _noisy(self, values, stddev):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lipdp import _checks, _linalg
+from deel.lipdp import _checks, _per_example
 
 __all__ = [
     "DP_KCosineSimilarity",
@@ -228,8 +228,8 @@ class DP_KCosineSimilarity(_VectorLoss):
         self.K = _checks.number("DP_KCosineSimilarity", "K", K, at_least=1e-15)
 
     def call(self, y_true, y_pred):
-        y_true = _linalg.project_on_ball(self._matched(y_true, y_pred), 1.0)
-        unit, norm, scale = _linalg.unit_scale(y_pred)
+        y_true = _per_example.project_on_ball(self._matched(y_true, y_pred), 1.0)
+        unit, norm, scale = _per_example.unit_scale(y_pred)
         shortened = ops.where(scale >= self.K / norm, unit / norm, y_pred / self.K)
         return -ops.sum(y_true * shortened, axis=-1)
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deel.lipdp import _linalg, _scalars
+from deel.lipdp import _per_example, _scalars
 from deel.lipdp._training.noise_source import NoiseSource
 from deel.lipdp.accounting import GaussianStep
 from deel.lipdp.losses import ROW_WISE_LOSSES
@@ -136,7 +136,7 @@ def _weights(sample_weight, batch):
     if sample_weight is None:
         return tf.ones([batch])
     weights = tf.reshape(tf.cast(sample_weight, "float32"), [batch])
-    return tf.clip_by_value(_linalg.finite_or_zero(weights), 0.0, 1.0)
+    return tf.clip_by_value(_per_example.finite_or_zero(weights), 0.0, 1.0)
 
 
 def _never_empty(x, y, weights):
@@ -172,8 +172,9 @@ def _guarded_cotangents(loss, y, y_pred, weights, radius):
         losses = per_example_losses(loss, y, y_pred) * tf.cast(weights, y_pred.dtype)
     cotangents = tape.gradient(losses, y_pred, unconnected_gradients="zero")
     # The reported loss leaves out what the gradient leaves out: a NaN would set off TerminateOnNaN, for one record.
-    losses = _linalg.finite_or_zero(losses)
-    return losses, _linalg.project_on_ball(_linalg.finite_or_zero(cotangents), tf.cast(radius, cotangents.dtype))
+    losses = _per_example.finite_or_zero(losses)
+    cotangents = _per_example.finite_or_zero(cotangents)
+    return losses, _per_example.project_on_ball(cotangents, tf.cast(radius, cotangents.dtype))
 
 
 def _summed_gradients(model, loss, radius, x, y, weights):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from deel.lipdp import _checks, _linalg
+from deel.lipdp import _checks, _per_example
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
 __all__ = [
@@ -59,7 +59,7 @@ class DP_BoundedInput(NonExpansive, keras.layers.Layer):
 
     def call(self, inputs):
         inputs = ops.cast(inputs, self.compute_dtype)
-        return _linalg.finite_in_ball(inputs, self.upper_bound)
+        return _per_example.finite_in_ball(inputs, self.upper_bound)
 
     def propagate_inputs(self, input_bound):
         return min(input_bound, self.upper_bound)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from deel.lipdp import _checks, _linalg, _scalars
+from deel.lipdp import _checks, _per_example, _scalars
 from deel.lipdp.layers._base import NonExpansive
 
 __all__ = ["DP_ClipGradient"]
@@ -93,7 +93,7 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
         def identity(x):
             def grad(*args, upstream=None):
                 cotangent = args[0] if upstream is None else upstream
-                return _linalg.project_on_ball(_linalg.finite_or_zero(cotangent), radius)
+                return _per_example.project_on_ball(_per_example.finite_or_zero(cotangent), radius)
 
             return x, grad
 

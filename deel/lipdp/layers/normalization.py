@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from deel.lipdp import _checks, _linalg
+from deel.lipdp import _checks, _per_example
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
 __all__ = ["DP_LayerCentering", "DP_NormalizeToBall"]
@@ -92,7 +92,7 @@ class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
         self.minimum_norm = _checks.number(who, "minimum_norm", minimum_norm, at_least=1e-15)
 
     def call(self, inputs):
-        unit, norm, scale = _linalg.unit_scale(inputs)
+        unit, norm, scale = _per_example.unit_scale(inputs)
         outside = scale >= self.minimum_norm / norm
         return ops.where(outside, unit * (self.radius / norm), inputs * (self.radius / self.minimum_norm))
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from deel.lipdp import _checks
 from deel.lipdp._convolution import window_positions
+from deel.lipdp._per_example import half_squares, root
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
 __all__ = [
@@ -18,11 +19,6 @@ __all__ = [
     "DP_ScaledL2NormPooling1D",
     "DP_ScaledL2NormPooling2D",
 ]
-
-# Below this energy for each entry of a window, its norm and gradient are divided by the root of this instead of the
-# norm, which makes both smaller. Squares below about 1e-38 lose their digits in float32, and a gradient x / ||x|| made
-# of them could have any norm; above it they are at most 1e-8 of the window's energy.
-_SMALLEST_ENERGY = 1e-30
 
 # Rounding of a symmetric eigenvalue solver in double precision is a few n eps of the norm, n below 10,000.
 _EIGENVALUE_SLACK = 1.0 + 1e-10
@@ -41,19 +37,6 @@ def _check_image(layer, input_shape, num_axes):
                 "State the input shape of the model.",
             )
         )
-
-
-def _half_squares(inputs):
-    """The squares, with half of their derivative left out, as `_root` leaves out the half that belongs to a root."""
-    return inputs * ops.stop_gradient(inputs)
-
-
-def _root(energy, window):
-    """Square root of a sum of `window` of the squares above; the gradient is x / ||x||.
-
-    Two passes over the image are saved, and no root is differentiated, which at 0 would give NaN.
-    """
-    return energy * ops.stop_gradient(ops.rsqrt(ops.maximum(energy, _SMALLEST_ENERGY * window)))
 
 
 class _Pooling(DPLayer, keras.layers.Layer):
@@ -121,13 +104,13 @@ class _Pooling(DPLayer, keras.layers.Layer):
 
 class _L2NormPooling(_Pooling):
     def call(self, inputs):
-        squares = _half_squares(inputs)
+        squares = half_squares(inputs)
         if self.padding == "same":
             # Padded here, since average pooling with "same" divides by the number of real entries.
             squares = ops.pad(squares, [(0, 0), *self._amounts(inputs.shape), (0, 0)])
         window = math.prod(self.pool_size)
         mean = ops.average_pool(squares, self.pool_size, self.strides, padding="valid", data_format="channels_last")
-        return _root(window * mean, window)
+        return root(window * mean, window)
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -314,5 +297,5 @@ class DP_ScaledGlobalL2NormPooling2D(NonExpansive, _GlobalPooling2D):
     """
 
     def call(self, inputs):
-        energy = ops.sum(_half_squares(inputs), axis=(1, 2), keepdims=self.keepdims)
-        return _root(energy, self._positions)
+        energy = ops.sum(half_squares(inputs), axis=(1, 2), keepdims=self.keepdims)
+        return root(energy, self._positions)
