@@ -165,8 +165,55 @@ def _normalized(layer, x):
     return layer.radius * x / np.maximum(_norms(x), layer.minimum_norm)
 
 
+def _group_normalized(layer, x):
+    y = np.empty_like(x)
+    width, radius = x.shape[-1] // layer.groups, layer.radius / layer.groups**0.5
+    for group in range(layer.groups):
+        channels = slice(group * width, (group + 1) * width)
+        part = x[..., channels] - x[..., channels].mean(axis=tuple(range(1, x.ndim)), keepdims=True)
+        y[..., channels] = radius * part / np.maximum(_norms(part), layer.minimum_norm)
+    return y
+
+
 def _centred(axes):
     return lambda layer, x: x - x.mean(axis=axes, keepdims=True)
+
+
+def _scattered(layer, x):
+    """The tree of transforms and averages, each a matrix of circular shifts in space."""
+    size, channels = layer._wavelets.shape[-1], x.shape[-1]
+    torus = np.zeros((len(x), size, size, channels))
+    torus[:, : x.shape[1], : x.shape[2]] = x
+    filters = np.fft.ifft2(layer._wavelets.astype("float64"))
+    shifts = (np.arange(size)[:, None] - np.arange(size)) % size
+    operators = filters[..., shifts[:, None, :, None], shifts[None, :, None, :]]
+
+    def average(u):
+        return np.einsum("pr,qc,brcx->bpqx", *layer._averages, u)
+
+    def follow(u, first_scale, depth):
+        paths, deeper = [average(u)], []
+        for scale in range(first_scale, layer.scales) if depth < layer.order else ():
+            for operator in operators[scale]:
+                branch = follow(abs(np.einsum("pqrc,brcx->bpqx", operator, u)), scale + 1, depth + 1)
+                paths.append(branch[0])
+                deeper.append(branch[1:])
+        return paths + sum(deeper, [])
+
+    paths = follow(torus, 0, 0)
+    return np.stack(_in_order(paths, layer), axis=-1).reshape(layer.compute_output_shape(x.shape))
+
+
+def _in_order(paths, layer):
+    """Paths by order first, as found, into those by scale first, as the layer has them."""
+    count = layer.scales * layer.angles
+    low, first, second = paths[0], paths[1 : count + 1], paths[count + 1 :]
+    ordered = [low]
+    for scale in range(layer.scales):
+        ordered += first[scale * layer.angles : (scale + 1) * layer.angles]
+        below = layer.angles**2 * (layer.scales - scale - 1) if second else 0
+        ordered, second = ordered + second[:below], second[below:]
+    return ordered
 
 
 def _sum(layer, xs):
@@ -405,6 +452,8 @@ CASES = [
     _case(layers.DP_BoundedInput, "binding", (5,), {"upper_bound": 2.0}, _bounded, FIXED, input_bound=10.0),
     _case(layers.DP_BoundedInput, "image", (3, 3, 2), {"upper_bound": 1.0}, _bounded, FIXED, input_bound=3.0),
     _case(layers.DP_BoundedInput, "slack", (4, 3), {"upper_bound": 7.0}, _bounded, FIXED),
+    _case(layers.DP_Scattering2D, "1_scale", (6, 5, 2), {"scales": 1, "angles": 3}, _scattered, (0.89, 0.87, None)),
+    _case(layers.DP_Scattering2D, "2_scales", (8, 8, 1), {"scales": 2, "angles": 2}, _scattered, (0.85, 0.84, None)),
     _case(layers.DP_InputLayer, "image", (3, 3, 2), {"shape": (3, 3, 2)}, _same, None),
     _case(layers.DP_Flatten, "vector", (5,), {}, _flat, FIXED),
     _case(layers.DP_Flatten, "image", (3, 4, 2), {}, _flat, FIXED),
@@ -469,6 +518,16 @@ CASES = [
         input_bound=4.0,
     ),
     _case(layers.DP_NormalizeToBall, "small", (4,), {"minimum_norm": 10.0}, _normalized, FIXED),
+    _case(layers.DP_GroupNormalization, "vector", (6,), {"groups": 2}, _group_normalized, FIXED),
+    _case(
+        layers.DP_GroupNormalization,
+        "image",
+        (3, 2, 6),
+        {"groups": 3, "radius": 2.0, "minimum_norm": 0.5},
+        _group_normalized,
+        FIXED,
+        input_bound=4.0,
+    ),
     _case(layers.DP_ClipGradient, "binding", (5,), {"clip_value": 0.5}, _same, FIXED),
     _case(layers.DP_ClipGradient, "slack", (3, 4), {"clip_value": 2.0}, _same, FIXED, gradient_bound=1.5),
     _case(layers.DP_ClipGradient, "moving", (5,), {"clip_value": 0.5, "dynamic": True}, _same, FIXED),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deel.lipdp import _datasets, parameters, pipeline
+from deel.lipdp import _datasets, layers, parameters, pipeline
 from deel.lipdp.sampling import sampling_of
 
 REAL_SIZES = {"mnist": (60000, 10000), "fashion_mnist": (60000, 10000), "cifar10": (50000, 10000)}
@@ -339,6 +339,37 @@ def test_bound_fct_bounds_both_parts_and_is_the_max_norm(folder, monkeypatch):
 
     with pytest.raises(ValueError, match="bound_fct to keep the shape"):
         pipeline.load_images("cifar10", folder, bound_fct=Flat())
+
+
+def test_front_end_is_applied_once_and_bounds_what_it_gives(folder, monkeypatch):
+    monkeypatch.setattr(pipeline, "_FRONT_END_BATCH", 9)
+    images = pipeline.load_images("cifar10", folder)
+    front_end = [layers.DP_Scattering2D(scales=2, angles=2), layers.DP_GroupNormalization(9, radius=3.0)]
+    data = pipeline.load_images("cifar10", folder, front_end=front_end)
+    assert data.max_norm == 3.0
+    assert data.x_train.shape == (40, 8, 8, 27) and data.x_test.shape == (12, 8, 8, 27)
+    assert data.x_train.dtype == "float32"
+    for x, features in ((images.x_train, data.x_train), (images.x_test, data.x_test)):
+        np.testing.assert_allclose(features, front_end[1](front_end[0](x)), atol=1e-6)
+        assert norms(features).max() <= 3.0 * (1 + 1e-6)
+    scattered = pipeline.load_images("cifar10", folder, front_end=[layers.DP_Scattering2D(scales=2, angles=2)])
+    assert scattered.max_norm == images.max_norm
+    ds_train, _, metadata = pipeline.load_and_prepare_images_data("cifar10", 8, front_end=front_end, data_dir=folder)
+    assert metadata.input_shape == (8, 8, 27) and metadata.max_norm == 3.0
+    assert ds_train.element_spec[0].shape[1:] == (8, 8, 27)
+
+
+@pytest.mark.parametrize(
+    ("front_end", "error", "message"),
+    [
+        ([layers.DP_QuickSpectralDense(3)], ValueError, "no variables.*kernel.*DP_QuickSpectralDense"),
+        ([keras.layers.Flatten()], TypeError, "layers of deel.lipdp.layers.*Flatten"),
+        ([np.tanh], TypeError, "layers of deel.lipdp.layers.*ufunc"),
+    ],
+)
+def test_front_end_is_fixed_and_has_bounds(folder, front_end, error, message):
+    with pytest.raises(error, match=message):
+        pipeline.load_images("cifar10", folder, front_end=front_end)
 
 
 # Splits and data sets

@@ -18,20 +18,21 @@ def finite_or_zero(x):
     return ops.where(ops.isfinite(x), x, ops.zeros_like(x))
 
 
-def unit_scale(x):
-    """Splits each example into a vector with largest entry 1, its norm, and the scale taken out.
+def unit_scale(x, axes=None):
+    """Splits each example, or each of its slices, into one with largest entry 1, its norm, and the scale taken out.
 
     No square overflows or vanishes whatever the scale, and every gradient is finite, at zero too. The scale is a
     constant for differentiation: users are homogeneous in x, so its derivative cancels.
 
     Args:
         x: tensor (batch, ...), finite.
+        axes: tuple of int, the axes of a slice; None for all but the first.
 
     Returns:
-        `(unit, norm, scale)` with `x = unit * scale`; norm and scale are (batch, 1, ...) and norm >= 1. A zero example
-        has unit 0, norm 1 and scale 0.
+        `(unit, norm, scale)` with `x = unit * scale`; norm and scale are of size 1 along `axes`, and norm >= 1. What is
+        all zeros has unit 0, norm 1 and scale 0.
     """
-    axes = tuple(range(1, len(x.shape)))
+    axes = tuple(range(1, len(x.shape))) if axes is None else axes
     # `initial` lets a batch be empty.
     scale = ops.stop_gradient(ops.max(ops.abs(x), axis=axes, keepdims=True, initial=0))
     nonzero = scale > 0

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 
+import keras
 import numpy as np
 
 from deel.lipdp import _checks, _datasets
+from deel.lipdp.layers import DPLayer
 from deel.lipdp.parameters import DatasetMetadata
 from deel.lipdp.sampling import poisson_batches
 
@@ -18,6 +20,9 @@ __all__ = [
     "load_and_prepare_images_data",
     "load_images",
 ]
+
+# Images that pass through a front end together: few enough for the memory that their wavelet transforms take.
+_FRONT_END_BATCH = 256
 
 
 def default_delta_value(metadata):
@@ -123,7 +128,7 @@ class ImageData:
     """Images ready for a model, as arrays.
 
     Args:
-        x_train, x_test: float32 arrays of shape (n, h, w, c).
+        x_train, x_test: float32 arrays of shape (n, h, w, c); behind a front end, of the shape it gives.
         y_train, y_test: float32 arrays of shape (n, classes), one-hot labels.
         class_names: tuple of str, one for each column of the labels.
         max_norm: float, bound on the Euclidean norm of one image; from the format or the bounding function, not from
@@ -164,7 +169,7 @@ class ImageData:
         return (self.x_train[kept], self.y_train[kept]), (self.x_train[held], self.y_train[held])
 
 
-def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fct=None):
+def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fct=None, front_end=()):
     """Loads an image data set as arrays, in a colour space and with bounded norms.
 
     Args:
@@ -176,13 +181,16 @@ def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fc
             and `"grayscale"` and have no other colour space.
         bound_fct: None, `bound_clip_value(...)`, `bound_normalize(...)`, or a callable on arrays of shape (n, ...) that
             treats examples independently, keeps their shape, and has the norm it guarantees as `.bound`.
+        front_end: sequence of layers of `deel.lipdp.layers` without variables, such as `DP_Scattering2D`. Each image
+            passes through them once, here, instead of once an epoch in the model: the arrays hold what comes out.
 
     Returns:
         `ImageData`. Pixels are in [0, 1] before the colour space. `max_norm` is `bound_fct.bound`; without a function
-        it is the largest norm that an image of this shape and colour space can have.
+        it is the largest norm that an image of this shape and colour space can have. Behind a front end it is the bound
+        that its layers propagate.
 
     Raises:
-        TypeError: for a `bound_fct` that cannot be called or states no bound.
+        TypeError: for a `bound_fct` that cannot be called or states no bound, and a `front_end` of other layers.
         ValueError: for an unknown name or colour space, and for data that are missing or malformed.
     """
     who = "load_images"
@@ -217,7 +225,32 @@ def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fc
             x = bounded
         arrays[f"x_{part}"] = x
         arrays[f"y_{part}"] = one_hot[arrays[f"y_{part}"]]
+    if front_end:
+        features, max_norm = _front_end(front_end, arrays["x_train"].shape[1:], max_norm)
+        for part in ("x_train", "x_test"):
+            arrays[part] = features.predict(arrays[part], batch_size=_FRONT_END_BATCH, verbose=0)
     return ImageData(**arrays, class_names=layout.class_names, max_norm=max_norm)
+
+
+def _front_end(front_end, input_shape, max_norm):
+    """The layers as a model, and the bound on the norm of its output."""
+    for layer in front_end:
+        if not isinstance(layer, DPLayer):
+            received = f"{type(layer).__name__} in front_end"
+            raise TypeError(_checks.message("load_images", "layers of deel.lipdp.layers", received, ""))
+    model = keras.Sequential([keras.Input(input_shape), *front_end])
+    for layer in front_end:
+        if layer.variables:
+            raise ValueError(
+                _checks.message(
+                    "load_images",
+                    "front_end to have no variables",
+                    f"{[variable.name for variable in layer.variables]} of {type(layer).__name__} '{layer.name}'",
+                    "What is trained belongs into the model.",
+                )
+            )
+        max_norm = layer.propagate_inputs(max_norm)
+    return model, max_norm
 
 
 def load_and_prepare_images_data(
@@ -226,6 +259,7 @@ def load_and_prepare_images_data(
     colorspace="RGB",
     bound_fct=None,
     *,
+    front_end=(),
     sampling="poisson",
     data_dir=None,
     validation_fraction=0.0,
@@ -234,7 +268,7 @@ def load_and_prepare_images_data(
     """Loads images and makes the data sets for `fit` and `evaluate`; `load_images` followed by a sampler.
 
     Args:
-        dataset_name, colorspace, bound_fct, data_dir: see `load_images`.
+        dataset_name, colorspace, bound_fct, front_end, data_dir: see `load_images`.
         batch_size: int in [1, n], expected size B of a training batch, and the size of test batches.
         sampling: `"poisson"`: `poisson_batches`, whose epsilon is amplified by B / n (neighbours: one example added or
             removed). None or `"undeclared"`: shuffled batches of B examples, the last one smaller, no amplification.
@@ -252,7 +286,7 @@ def load_and_prepare_images_data(
     who = "load_and_prepare_images_data"
     sampling = _checks.choice(who, "sampling", sampling, {"poisson": "poisson", None: None, "undeclared": None})
     fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
-    data = load_images(dataset_name, data_dir, colorspace, bound_fct)
+    data = load_images(dataset_name, data_dir, colorspace, bound_fct, front_end)
     train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
     if fraction > 0:
         train, test = data.hold_out(fraction)

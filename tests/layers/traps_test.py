@@ -160,6 +160,8 @@ ZEROS = [
     (lambda: layers.DP_ScaledL2NormPooling2D(3, strides=1, padding="same"), (4, 4, 2)),
     (lambda: layers.DP_NormalizeToBall(), (4,)),
     (lambda: layers.DP_NormalizeToBall(minimum_norm=1e-15, radius=100.0), (4,)),
+    (lambda: layers.DP_GroupNormalization(2, minimum_norm=1e-15, radius=100.0), (3, 4)),
+    (lambda: layers.DP_Scattering2D(2, 3), (4, 4, 2)),
     (lambda: layers.DP_BoundedInput(1.0), (4,)),
     (lambda: layers.DP_GroupSort(2), (4,)),
     (lambda: layers.DP_Abs(), (4,)),

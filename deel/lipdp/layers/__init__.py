@@ -32,7 +32,7 @@ from deel.lipdp.layers.embedding import DP_Embedding
 from deel.lipdp.layers.factory import DP_GNP_Factory
 from deel.lipdp.layers.gradient_clipping import DP_ClipGradient
 from deel.lipdp.layers.merging import DP_Add, DP_Concatenate
-from deel.lipdp.layers.normalization import DP_LayerCentering, DP_NormalizeToBall
+from deel.lipdp.layers.normalization import DP_GroupNormalization, DP_LayerCentering, DP_NormalizeToBall
 from deel.lipdp.layers.pooling import (
     DP_AveragePooling2D,
     DP_GlobalAveragePooling2D,
@@ -48,6 +48,7 @@ from deel.lipdp.layers.residual import (
     make_mixer_block,
     make_residuals,
 )
+from deel.lipdp.layers.scattering import DP_Scattering2D
 
 __all__ = [
     "DPLayer",
@@ -66,6 +67,7 @@ __all__ = [
     "DP_FullSort",
     "DP_GNP_Factory",
     "DP_GlobalAveragePooling2D",
+    "DP_GroupNormalization",
     "DP_GroupSort",
     "DP_Householder",
     "DP_InputLayer",
@@ -85,6 +87,7 @@ __all__ = [
     "DP_ScaledGlobalL2NormPooling2D",
     "DP_ScaledL2NormPooling1D",
     "DP_ScaledL2NormPooling2D",
+    "DP_Scattering2D",
     "DP_SpaceToDepth",
     "DP_SpectralConv2D",
     "DP_SpectralDense",

@@ -1,12 +1,14 @@
 """Centring and scaling of one example at a time. Nothing here looks across the batch."""
 
+import math
+
 import keras
 from keras import ops
 
 from deel.lipdp import _checks, _per_example
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
-__all__ = ["DP_LayerCentering", "DP_NormalizeToBall"]
+__all__ = ["DP_GroupNormalization", "DP_LayerCentering", "DP_NormalizeToBall"]
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -62,6 +64,12 @@ class DP_LayerCentering(NonExpansive, keras.layers.Layer):
         return {**super().get_config(), "axis": self.axis}
 
 
+def _scaled(x, axes, radius, minimum_norm):
+    """`radius x / max(||x||, minimum_norm)`, the norm being over `axes`."""
+    unit, norm, scale = _per_example.unit_scale(x, axes)
+    return ops.where(scale >= minimum_norm / norm, unit * (radius / norm), x * (radius / minimum_norm))
+
+
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
     """Scales each example to norm `radius`: `x -> radius x / max(||x||, minimum_norm)`.
@@ -92,9 +100,7 @@ class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
         self.minimum_norm = _checks.number(who, "minimum_norm", minimum_norm, at_least=1e-15)
 
     def call(self, inputs):
-        unit, norm, scale = _per_example.unit_scale(inputs)
-        outside = scale >= self.minimum_norm / norm
-        return ops.where(outside, unit * (self.radius / norm), inputs * (self.radius / self.minimum_norm))
+        return _scaled(inputs, tuple(range(1, len(inputs.shape))), self.radius, self.minimum_norm)
 
     def propagate_inputs(self, input_bound):
         return min(self.radius, self.radius / self.minimum_norm * input_bound)
@@ -107,3 +113,75 @@ class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "radius": self.radius, "minimum_norm": self.minimum_norm}
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_GroupNormalization(DPLayer, keras.layers.Layer):
+    """Centres groups of channels and scales them to one norm, example by example: group normalisation with a bound.
+
+    After a fixed front end such as `DP_Scattering2D` it lets weak groups count as much as strong ones, and makes every
+    example use the whole bound. Behind trained layers a small `minimum_norm` makes their gradients' bounds large.
+
+    Args:
+        groups: int >= 1, groups of adjacent channels; the number of channels is a multiple of it.
+        radius: float > 0, norm of the output; that of a group is `radius / sqrt(groups)`.
+        minimum_norm: float > 0, a group whose norm, centred, is smaller is scaled by a constant instead.
+        **kwargs: `name`, `dtype`.
+
+    Input shape: `(batch, ..., channels)`, finite entries.
+    Output shape: the same.
+
+    Bounds: Euclidean norm, one example, with `a = radius / (sqrt(groups) minimum_norm)`. Output at most
+    `min(radius, a * input_bound)`, cotangent at most `a * gradient_bound`: centring is an orthogonal projection, and
+    each group is then scaled as in `DP_NormalizeToBall`.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range; at build if the channels cannot be shared out.
+    """
+
+    def __init__(self, groups, radius=1.0, minimum_norm=1e-3, **kwargs):
+        super().__init__(**kwargs)
+        who = f"DP_GroupNormalization '{self.name}'"
+        self.groups = _checks.integer(who, "groups", groups)
+        self.radius = _checks.number(who, "radius", radius, above=0.0, at_most=1e15)
+        self.minimum_norm = _checks.number(who, "minimum_norm", minimum_norm, at_least=1e-15)
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        if channels is None or channels % self.groups:
+            raise ValueError(
+                _checks.message(
+                    f"DP_GroupNormalization '{self.name}'",
+                    f"channels in {self.groups} groups of one size",
+                    f"an input of shape {tuple(input_shape)}",
+                    "Choose groups that divide the number of channels.",
+                )
+            )
+
+    def call(self, inputs):
+        # One row for each group of each example.
+        grouped = ops.reshape(inputs, (-1, math.prod(inputs.shape[1:-1]), self.groups, inputs.shape[-1] // self.groups))
+        axes = (1, 3)
+        centred = grouped - ops.mean(grouped, axis=axes, keepdims=True)
+        scaled = _scaled(centred, axes, self.radius / math.sqrt(self.groups), self.minimum_norm)
+        return ops.reshape(scaled, (-1, *inputs.shape[1:]))
+
+    def _largest_slope(self):
+        return self.radius / (math.sqrt(self.groups) * self.minimum_norm)
+
+    def propagate_inputs(self, input_bound):
+        return min(self.radius, self._largest_slope() * input_bound)
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        return self._largest_slope() * gradient_bound
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "groups": self.groups,
+            "radius": self.radius,
+            "minimum_norm": self.minimum_norm,
+        }
