@@ -17,7 +17,17 @@ ROOT = pathlib.Path(deel.lipdp.__file__).parent
 # A module imports from earlier rows, or from earlier in its own row.
 LEVELS = [
     ["_checks", "_reporting", "parameters", "accounting"],
-    ["_scalars", "_convolution", "_per_example", "_linalg", "_traced", "layers", "losses", "_replacements"],
+    [
+        "_scalars",
+        "_convolution",
+        "_per_example",
+        "_linalg",
+        "_frequencies",
+        "_traced",
+        "layers",
+        "losses",
+        "_replacements",
+    ],
     ["bounds", "noise", "privacy"],
     ["_training", "sampling", "ledger", "_private_model"],
     ["checkpoints", "callbacks", "dynamic", "model", "sensitivity"],

@@ -5,7 +5,6 @@ in them, for the worst matrix of its size. Orthogonalisation only moves weights 
 single precision is enough there.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -13,27 +12,26 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lipdp._convolution import kernel_gradient_factor, window_count
-
 __all__ = [
-    "ConvGeometry",
-    "centred_convolution",
-    "conv_norm_bound",
+    "EPS",
+    "add_to_diagonal",
     "euclidean_norm_bound",
+    "frobenius",
+    "hermitian_square",
     "isometry_step",
     "matrix_norm_bound",
+    "mean_eigenvalue",
     "norm_is_at_most_one",
     "orthogonalize",
-    "orthogonalize_convolution",
 ]
 
-_EPS = {name: float(np.finfo(name).eps) for name in ("float32", "float64")}
+EPS = {name: float(np.finfo(name).eps) for name in ("float32", "float64")}
 
 # Squarings in a certificate; the last polynomial has twice the degree of the one before.
 _SQUARINGS = 3
 
 
-def _frobenius(*parts):
+def frobenius(*parts):
     """Frobenius norm of a matrix given by its parts, or of each of a batch, as (..., 1, 1); None counts as zero.
 
     Rows first, so that no entry is in more additions than twice the side.
@@ -42,11 +40,11 @@ def _frobenius(*parts):
     return ops.sqrt(ops.sum(rows, axis=-2, keepdims=True))
 
 
-def _mean_eigenvalue(matrix):
+def mean_eigenvalue(matrix):
     return ops.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / matrix.shape[-1]
 
 
-def _add_to_diagonal(matrix, value):
+def add_to_diagonal(matrix, value):
     """A matrix, or each of a batch, plus `value` times the identity; value is a float or (..., 1, 1).
 
     Without an identity matrix: TensorFlow would keep one, of the kernel's size, in each graph.
@@ -59,7 +57,7 @@ def _add_to_diagonal(matrix, value):
     return tf.linalg.set_diag(matrix, tf.linalg.diag_part(matrix) + value)
 
 
-def _square(real, imag):
+def hermitian_square(real, imag):
     """`M^H M` of `M = real + i imag`, as its real and imaginary part."""
     transposed = ops.swapaxes(real, -2, -1)
     square = ops.matmul(transposed, real)
@@ -70,12 +68,12 @@ def _square(real, imag):
 
 
 def _square_rounding(terms, precision):
-    """Frobenius norm of the error of `_square`, over the squared Frobenius norm of M, `terms` products in each entry.
+    """Frobenius norm of the error of the above, over the squared Frobenius norm of M, `terms` products in each entry.
 
     Any order of summation is off by `terms u` times the sum of the absolute values, u = eps / 2: for the real part by
     `(terms + 1) u (||Re||^2 + ||Im||^2)`, for the imaginary one by `2 (terms + 1) u ||Re|| ||Im||`, which is no more.
     """
-    return 0.75 * (terms + 8) * _EPS[precision]
+    return 0.75 * (terms + 8) * EPS[precision]
 
 
 def _interval(mean, third, fourth, side):
@@ -127,12 +125,12 @@ def _largest_eigenvalue_bound(real, imag, squarings):
         Delattre, Barthélemy, Araujo, Allauzen: Efficient bound of Lipschitz constant for convolutional layers by Gram
         iteration. ICML 2023 (powers in the place of Chebyshev polynomials).
     """
-    side, eps = real.shape[-1], _EPS["float32"]
-    sum_rounding = side * _EPS[keras.backend.standardize_dtype(real.dtype)]
+    side, eps = real.shape[-1], EPS["float32"]
+    sum_rounding = side * EPS[keras.backend.standardize_dtype(real.dtype)]
     real = 0.5 * (real + ops.swapaxes(real, -2, -1))
-    mean = _mean_eigenvalue(real)
-    real = _add_to_diagonal(real, -mean)
-    norm = _frobenius(real, imag)
+    mean = mean_eigenvalue(real)
+    real = add_to_diagonal(real, -mean)
+    norm = frobenius(real, imag)
     inverse = 1.0 / ops.where(norm > 0, norm, ops.ones_like(norm))
     real = ops.cast(real * inverse, "float32")
     imag = None if imag is None else ops.cast(imag * inverse, "float32")
@@ -140,13 +138,13 @@ def _largest_eigenvalue_bound(real, imag, squarings):
     double = functools.partial(ops.cast, dtype="float64")
 
     product = _square_rounding(side, "float32")
-    # For the sums of `_frobenius`, scaling and casting.
+    # For the sums of `frobenius`, scaling and casting.
     rounding = (side + 8) * eps
     bound = ops.minimum(mean + norm * (1.0 + rounding), side * mean * (1.0 + sum_rounding))
     if squarings == 0:
         return bound
-    square, cross = _square(real, imag)
-    size = double(_frobenius(square, cross)) * (1.0 + rounding)
+    square, cross = hermitian_square(real, imag)
+    size = double(frobenius(square, cross)) * (1.0 + rounding)
     bound = ops.minimum(bound, mean + norm * (ops.sqrt(size + product) + rounding))
     third = ops.sum(real * square, axis=(-2, -1), keepdims=True)
     if imag is not None:
@@ -155,16 +153,16 @@ def _largest_eigenvalue_bound(real, imag, squarings):
     centre, width = (low + high) / 2.0, (high - low) / 2.0
     terms = 2.0 / width**2, -4.0 * centre / width**2, 2.0 * (centre / width) ** 2 - 1.0
     quadratic, linear, constant = (ops.cast(term, "float32") for term in terms)
-    real = _add_to_diagonal(quadratic * square + linear * real, constant)
+    real = add_to_diagonal(quadratic * square + linear * real, constant)
     imag = None if imag is None else quadratic * cross + linear * imag
     combined = terms[0] * size + ops.abs(terms[1]) + ops.abs(terms[2]) * math.sqrt(side)
     errors = [terms[0] * product + 4.0 * eps * combined]
-    size = double(_frobenius(real, imag)) * (1.0 + rounding)
+    size = double(frobenius(real, imag)) * (1.0 + rounding)
     for _ in range(squarings - 1):
-        square, cross = _square(real, imag)
-        real, imag = _add_to_diagonal(2.0 * square, -1.0), None if cross is None else 2.0 * cross
+        square, cross = hermitian_square(real, imag)
+        real, imag = add_to_diagonal(2.0 * square, -1.0), None if cross is None else 2.0 * cross
         errors.append(2.0 * product * size**2 + 4.0 * eps * (2.0 * size**2 + math.sqrt(side)))
-        size = double(_frobenius(real, imag)) * (1.0 + rounding)
+        size = double(frobenius(real, imag)) * (1.0 + rounding)
     for error in reversed(errors):
         size = ops.sqrt((size + error + 1.0) / 2.0)
     chebyshev = mean + norm * (centre + width * size + rounding)
@@ -199,7 +197,7 @@ def matrix_norm_bound(real, imag=None, squarings=_SQUARINGS, precision="float64"
         # G is a number already. Depthwise convolutions have many thousands of these.
         squares = real * real if imag is None else real * real + imag * imag
         return ops.sqrt(ops.cast(ops.sum(squares, axis=(-2, -1)), "float64") * (1.0 + slack))
-    gram = _square(real, imag)
+    gram = hermitian_square(real, imag)
     trace = ops.cast(ops.trace(gram[0], axis1=-2, axis2=-1), "float64")
     return ops.sqrt(_largest_eigenvalue_bound(*gram, squarings)[..., 0, 0] + slack * trace)
 
@@ -220,9 +218,9 @@ def norm_is_at_most_one(matrix):
     if matrix.shape[0] < matrix.shape[1]:
         matrix = ops.swapaxes(matrix, 0, 1)
     rows, side = matrix.shape
-    gram, _ = _square(matrix, None)
-    tolerance = 2.0 * (rows + side + 16) * side * _EPS["float64"]
-    factor = _cholesky(_add_to_diagonal(-gram, 1.0 - tolerance))
+    gram, _ = hermitian_square(matrix, None)
+    tolerance = 2.0 * (rows + side + 16) * side * EPS["float64"]
+    factor = _cholesky(add_to_diagonal(-gram, 1.0 - tolerance))
     # The trace is at most the side where the norm is at most 1.
     return ops.logical_and(ops.all(ops.isfinite(factor)), ops.trace(gram) <= side)
 
@@ -256,14 +254,14 @@ def orthogonalize(matrix, steps):
     matrix = matrix / ops.where(largest > 0, largest, ops.ones_like(largest))
     gram = ops.matmul(ops.swapaxes(matrix, -2, -1), matrix)
     # About norm 1 at most before the first step: beyond sqrt(3) the iteration diverges.
-    mean = _mean_eigenvalue(gram)
-    away = _add_to_diagonal(gram, -mean)
-    scale = mean + ops.sqrt(_frobenius(ops.matmul(away, away)))
+    mean = mean_eigenvalue(gram)
+    away = add_to_diagonal(gram, -mean)
+    scale = mean + ops.sqrt(frobenius(ops.matmul(away, away)))
     scale = ops.where(scale > 0, scale, ops.ones_like(scale))
     gram = gram / scale
-    product = _add_to_diagonal(ops.zeros_like(gram), 1.0 / ops.sqrt(scale))
+    product = add_to_diagonal(ops.zeros_like(gram), 1.0 / ops.sqrt(scale))
     for _ in range(steps):
-        factor = _add_to_diagonal(-0.5 * gram, 1.5)
+        factor = add_to_diagonal(-0.5 * gram, 1.5)
         product = ops.matmul(product, factor)
         gram = ops.matmul(ops.matmul(factor, gram), factor)
     return ops.matmul(matrix, product)
@@ -294,20 +292,20 @@ def isometry_step(matrix):
         return ops.swapaxes(result, 0, 1), certain
     rows, side = matrix.shape
     precision = keras.backend.standardize_dtype(matrix.dtype)
-    eps = _EPS[precision]
+    eps = EPS[precision]
     # Summed in parts, since the error of a sum grows with its length.
     parts = max(p for p in range(1, max(2, min(16, rows // 64) + 1)) if rows % p == 0)
     slices = [matrix[rows // parts * i : rows // parts * (i + 1)] for i in range(parts)]
     gram = sum(ops.matmul(ops.swapaxes(part, 0, 1), part) for part in slices)
-    half = _add_to_diagonal(-0.5 * gram, 0.5)
+    half = add_to_diagonal(-0.5 * gram, 0.5)
     energy = ops.trace(gram)
     rounding = _square_rounding(rows // parts + parts, precision) * energy
-    distance = _frobenius(half)[0, 0] * (1.0 + (side + 8) * eps)
+    distance = frobenius(half)[0, 0] * (1.0 + (side + 8) * eps)
 
     def from_square():
-        square, _ = _square(half, None)
+        square, _ = hermitian_square(half, None)
         error = _square_rounding(side, precision) * distance**2
-        return ops.sqrt(_frobenius(square)[0, 0] * (1.0 + (side + 8) * eps) + error)
+        return ops.sqrt(frobenius(square)[0, 0] * (1.0 + (side + 8) * eps) + error)
 
     # Far from an isometry of this side the Frobenius norm says little, and that of the square more.
     crude = ops.cond(2.0 * distance + rounding <= 3.0, lambda: distance, from_square)
@@ -319,131 +317,6 @@ def isometry_step(matrix):
         0.5 * (side + 8) * distance + 2.0 * (1.0 + distance)
     )
     return result / (1.0 + slack), certain
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvGeometry:
-    """Where a convolution with zero padding is applied: what its operator norm depends on beside the kernel.
-
-    Args:
-        image_size, kernel_size, strides, dilations: tuples of int, one per spatial axis.
-        padding: `"valid"`, `"same"` or `"causal"`.
-    """
-
-    image_size: tuple
-    kernel_size: tuple
-    strides: tuple
-    dilations: tuple
-    padding: str
-
-    @functools.cached_property
-    def window_count(self):
-        """int, the largest number of windows that one pixel is in."""
-        return math.prod(window_count(*axis) for axis in self._axes())
-
-    @functools.cached_property
-    def kernel_gradient_factor(self):
-        """float, largest norm of the kernel's gradient when input and cotangent have norm 1, certified."""
-        return math.prod(kernel_gradient_factor(*axis) for axis in self._axes())
-
-    def _axes(self):
-        axes = zip(self.image_size, self.kernel_size, self.strides, self.dilations, strict=True)
-        return [(n, k, s, self.padding, d) for n, k, s, d in axes]
-
-    @functools.cached_property
-    def frequencies(self):
-        """(cosines, sines, factor): the kernel's transform as two matrices, and what to multiply the largest norm by.
-
-        Wherever the zeros stand, the zero-padded operator is a block of the circular one of side `N >= n + d (k - 1)`,
-        N a multiple of the stride. At each of the N / s coarse frequencies of an axis the s fine ones that alias to it
-        are stacked. Of two conjugate frequencies, which have equal norms, one is enough.
-
-        Above `_LARGEST_GRID` a coarser grid serves, at the price of a factor `1 / cos(pi D / (2 N))` for each axis,
-        `D = d (k - 1)`. For a fixed vector v the squared norm of the transform times v is a trigonometric polynomial of
-        degree D in each frequency. Let its values be in [0, M], M attained: within `pi / D` of there, it is at least
-        `M / 2 + M / 2 cos(D t)` at distance t (M. Riesz), and no frequency is further than `pi / N` from the grid.
-        """
-        phases, coarse, factor = [], [], 1.0
-        largest = _LARGEST_GRID[len(self.image_size)]
-        for n, k, s, d in zip(self.image_size, self.kernel_size, self.strides, self.dilations, strict=True):
-            if s == 1:
-                # The axis falls into d parts that share no window; the longest has this length.
-                n, d = -(-n // d), 1
-            degree = d * (k - 1)
-            side = min(n + degree, max(largest, 8 * degree))
-            side = -(-side // s) * s
-            if side < n + degree:
-                factor /= math.cos(math.pi * degree / (2 * side))
-            factor /= math.sqrt(s)
-            coarse.append(side // s)
-            fine = np.arange(side // s)[:, None] + side // s * np.arange(s)[None, :]
-            phases.append(2 * np.pi / side * fine[:, :, None] * (d * np.arange(k)))
-        total = phases[0]
-        for phase in phases[1:]:
-            total = total[:, None, :, None, :, None] + phase[None, :, None, :, None, :]
-            shape = total.shape
-            total = total.reshape(shape[0] * shape[1], shape[2] * shape[3], shape[4] * shape[5])
-        conjugates = np.ravel_multi_index(tuple(-np.indices(coarse)), coarse, mode="wrap").ravel()
-        total = total[np.arange(len(total)) <= conjugates]
-        return np.cos(total), np.sin(total), factor
-
-
-#: Points on an axis, by the number of axes.
-_LARGEST_GRID = {1: 256, 2: 40}
-
-#: Entries of the Gram matrices that are worked on at a time.
-_CHUNK = 2**17
-
-
-def conv_norm_bound(kernel, geometry):
-    """Certified upper bound on the operator norm of a convolution, or of each convolution of a batch.
-
-    The smaller of the frequency bound (see `ConvGeometry.frequencies`) and the reshaped-kernel bound
-    `sqrt(m) ||reshape(K)||`, m the window count, which is exact where windows do not overlap.
-
-    Args:
-        kernel: tensor (..., *kernel_size, cin, cout).
-        geometry: `ConvGeometry`.
-
-    Returns:
-        float64 tensor (...).
-    """
-    kernel = ops.cast(kernel, "float64")
-    cin, cout = kernel.shape[-2], kernel.shape[-1]
-    taps = math.prod(geometry.kernel_size)
-    batch = tuple(kernel.shape[: -2 - len(geometry.kernel_size)])
-    reshaped = ops.reshape(kernel, (*batch, taps * cin, cout))
-    if geometry.window_count == 1:
-        return matrix_norm_bound(reshaped)
-    cosines, sines, factor = geometry.frequencies
-    coarse, aliases, _ = cosines.shape
-    # With a largest entry of 1 the many matrices below can be in single precision, which is much faster.
-    scale = ops.max(ops.abs(reshaped), axis=(-2, -1), keepdims=True)
-    unit = ops.cast(reshaped / ops.where(scale > 0, scale, 1.0), "float32")
-    flat = ops.reshape(unit, (*batch, taps, cin * cout))
-
-    def largest_norm(waves):
-        parts = []
-        for wave in (waves[:, 0], waves[:, 1]):
-            part = ops.matmul(ops.reshape(wave, (-1, taps)), flat)
-            parts.append(ops.reshape(part, (*batch, -1, aliases * cin, cout)))
-        return ops.max(matrix_norm_bound(*parts, precision="float32"), axis=-1)
-
-    # A few frequencies at a time: their matrices stay in the processor's cache, and need no memory to speak of.
-    entries = math.prod(batch) * min(aliases * cin, cout) ** 2
-    count = min(coarse, max(1, _CHUNK // entries))
-    waves = np.stack([cosines, sines], axis=1).astype("float32")
-    waves = np.concatenate([waves, waves[: -coarse % count]])  # the first ones again
-    chunks = ops.convert_to_tensor(waves.reshape(-1, count, *waves.shape[1:]))
-    norms = largest_norm(chunks[0]) if count == coarse else ops.max(ops.map(largest_norm, chunks), axis=0)
-    # Rounding of waves, kernel and products: each alias is off by (taps + 2) eps / 2 times the sum over taps of their
-    # norms, at most sqrt(taps) ||K||_F, in its real and its imaginary part.
-    size = ops.cast(_frobenius(unit), "float64")[..., 0, 0]
-    slack = (taps + 8) * _EPS["float32"] * math.sqrt(taps * aliases) * size
-    bound = factor * scale[..., 0, 0] * (norms + slack)
-    if geometry.window_count * math.prod(geometry.strides) >= taps:
-        return bound  # the other is no smaller, by Cauchy-Schwarz over the taps and the aliases
-    return ops.minimum(bound, matrix_norm_bound(reshaped) * math.sqrt(geometry.window_count))
 
 
 def euclidean_norm_bound(x, axis=None):
@@ -463,167 +336,4 @@ def euclidean_norm_bound(x, axis=None):
     over = {"axis": axis, "keepdims": axis is not None}
     largest = ops.max(ops.abs(x), **over)
     unit = x / ops.where(largest > 0, largest, 1.0)  # no square overflows or vanishes
-    return largest * ops.sqrt(ops.sum(unit * unit, **over)) * (1.0 + (math.prod(x.shape) + 8) * _EPS["float64"])
-
-
-def _waves(taps):
-    """The transform of a kernel with `taps` taps per axis as a matrix, and its inverse cut off outside these taps.
-
-    The grid has `2 a - 1` points on an axis of `a` taps: `K K^H K` has `3 a - 2` taps, and where those wrap around on
-    this grid they miss the a taps that are kept. Of two conjugate frequencies one is enough.
-
-    Args:
-        taps: tuple of int, one per axis.
-
-    Returns:
-        Arrays (2 F, A), cosines above sines for F frequencies and A taps, and (A, 2 F).
-    """
-    sides = np.array([2 * a - 1 for a in taps])
-    # From -(a - 1) to a - 1 on each axis: the conjugate of the first is the last, and so on; zero is in the middle.
-    frequencies = np.indices(sides).reshape(len(taps), -1).T - (sides - 1) // 2
-    frequencies = frequencies[: (len(frequencies) + 1) // 2]
-    phases = 2 * np.pi * (frequencies / sides) @ np.indices(taps).reshape(len(taps), -1)
-    weights = np.where(frequencies.any(axis=1), 2.0, 1.0)[:, None] / sides.prod()
-    waves = np.concatenate([np.cos(phases), -np.sin(phases)])
-    return waves, (waves * np.concatenate([weights, weights])).T
-
-
-def _kernel_shape(kernel, rank):
-    """(axes of a batch of kernels, spatial axes, (cin, cout)): lists of int."""
-    shape = list(kernel.shape)
-    return shape[: -2 - rank], shape[-2 - rank : -2], shape[-2:]
-
-
-def _to_blocks(kernel, strides):
-    """A strided kernel as one of stride 1, on the image cut into blocks of `strides` pixels; missing taps are 0.
-
-    Args:
-        kernel: tensor (..., *kernel_size, cin, cout).
-        strides: tuple of int.
-
-    Returns:
-        Tensor (..., *ceil(kernel_size / strides), prod(strides) * cin, cout).
-    """
-    batch, kernel_size, (cin, cout) = _kernel_shape(kernel, len(strides))
-    taps = [-(-k // s) for k, s in zip(kernel_size, strides, strict=True)]
-    missing = [(0, a * s - k) for a, s, k in zip(taps, strides, kernel_size, strict=True)]
-    kernel = ops.pad(kernel, [*[(0, 0)] * len(batch), *missing, (0, 0), (0, 0)])
-    pairs = [n for pair in zip(taps, strides, strict=True) for n in pair]
-    kernel = ops.reshape(kernel, [*batch, *pairs, cin, cout])
-    before, after = len(batch), len(batch) + len(pairs)
-    axes = [*range(before, after, 2), *range(before + 1, after, 2)]
-    kernel = ops.transpose(kernel, [*range(before), *axes, after, after + 1])
-    return ops.reshape(kernel, (*batch, *taps, math.prod(strides) * cin, cout))
-
-
-def _from_blocks(blocks, kernel_size, strides):
-    """Inverse of `_to_blocks`; what stands in missing taps is left out."""
-    rank = len(strides)
-    batch, taps, (_, cout) = _kernel_shape(blocks, rank)
-    kernel = ops.reshape(blocks, (*batch, *taps, *strides, -1, cout))
-    before, after = len(batch), len(batch) + 2 * rank
-    axes = [n for i in range(before, before + rank) for n in (i, rank + i)]
-    kernel = ops.transpose(kernel, [*range(before), *axes, after, after + 1])
-    kernel = ops.reshape(kernel, [*batch, *(a * s for a, s in zip(taps, strides, strict=True)), -1, cout])
-    return kernel[(..., *(slice(k) for k in kernel_size), slice(None), slice(None))]
-
-
-def centred_convolution(kernel, geometry):
-    """Half a random orthogonal kernel, and in the middle of the window a whole orthogonal matrix made of its middle.
-
-    A start from which `orthogonalize_convolution` reaches an isometry, whatever the numbers of channels.
-
-    Args:
-        kernel: tensor (..., *kernel_size, cin, cout), orthogonal as (prod(kernel_size) * cin, cout) matrices.
-        geometry: `ConvGeometry`. The middle is as large as the strides, so that each pixel is in it for one window;
-            with causal padding it is the end.
-
-    Returns:
-        Tensor of the same shape and dtype.
-    """
-    kernel_size, strides, cout = geometry.kernel_size, geometry.strides, kernel.shape[-1]
-    halves = 1 if geometry.padding == "causal" else 2
-    starts = [max(k - s, 0) // halves for k, s in zip(kernel_size, strides, strict=True)]
-    sizes = [min(k, s) for k, s in zip(kernel_size, strides, strict=True)]
-    slices = [slice(a, a + n) for a, n in zip(starts, sizes, strict=True)]
-    middle = kernel[(..., *slices, slice(None), slice(None))]
-    batch, _, _ = _kernel_shape(kernel, len(strides))
-    matrix = orthogonalize(ops.reshape(middle, (*batch, -1, cout)), 15)
-    around = [(a, k - a - n) for a, k, n in zip(starts, kernel_size, sizes, strict=True)]
-    return 0.5 * kernel + ops.pad(ops.reshape(matrix, middle.shape), [*[(0, 0)] * len(batch), *around, (0, 0), (0, 0)])
-
-
-# Square of the largest singular value a Newton-Schulz step starts from, at most. It sends 3 to 0 and what is above that
-# away; sqrt(1.5) goes to 0.92. Dividing by more would push down the many values that are 1 already for one that is not.
-_LARGEST_START = 1.5
-
-
-def orthogonalize_convolution(kernel, strides, steps):
-    """Moves a convolution, or each of a batch, towards an isometry, as an operator on large images.
-
-    It takes Newton-Schulz steps. Each replaces the kernel K by `1.5 K - 0.5 K * K^T * K` (the products are of
-    operators), cut off outside the taps it had: a step of gradient descent on `||K^T * K - 1||^2` over kernels of this
-    size. It is done in the frequency domain, on the smallest grid that is exact for the taps kept. A stride makes
-    blocks of pixels the channels. Dilation changes nothing: it separates the image into parts that are convolved on
-    their own.
-
-    Kernels with as many outputs as inputs (per block of pixels) do not reach an isometry from everywhere: random ones
-    stop with some singular values near 0, those of `centred_convolution` arrive. What comes out is **not** certified to
-    have norm 1.
-
-    Args:
-        kernel: tensor (..., *kernel_size, cin, cout).
-        strides: tuple of int, one per axis.
-        steps: int >= 0.
-
-    Returns:
-        Tensor of the same shape and dtype. It does not depend on the scale of the kernel if steps > 0; zeros stay.
-
-    References:
-        Wang, Chen, Chakraborty, Yu: Orthogonal convolutional neural networks. CVPR 2020 (the penalty descended on).
-        Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington: Dynamical isometry and a mean field theory of CNNs. ICML
-        2018 (one orthogonal tap).
-    """
-    rank = len(strides)
-    batch, kernel_size, (cin, _) = _kernel_shape(kernel, rank)
-    largest = ops.max(ops.abs(kernel), axis=tuple(range(-2 - rank, 0)), keepdims=True)
-    kernel = kernel / ops.where(largest > 0, largest, ops.ones_like(largest))
-    blocks = _to_blocks(kernel, strides)
-    transposed = blocks.shape[-2] < blocks.shape[-1]
-    if transposed:
-        blocks = ops.swapaxes(blocks, -2, -1)
-    _, taps, (rows, side) = _kernel_shape(blocks, rank)
-    waves, inverse = (ops.convert_to_tensor(w, dtype=kernel.dtype) for w in _waves(tuple(taps)))
-    present = _to_blocks(ops.ones((*kernel_size, cin, 1), dtype=kernel.dtype), strides)
-    present = ops.swapaxes(present, -2, -1) if transposed else present
-    shape = blocks.shape
-    for _ in range(steps):
-        spectrum = ops.matmul(waves, ops.reshape(blocks, (*batch, -1, rows * side)))
-        spectrum = ops.reshape(spectrum, (*batch, 2, -1, rows, side))
-        real, imag = spectrum[..., 0, :, :, :], spectrum[..., 1, :, :, :]
-        both = ops.concatenate([real, imag], axis=-2)
-        gram_real, gram_imag = _square(real, imag)
-        scale = _start_scale(gram_real, gram_imag)
-        factor = _add_to_diagonal(gram_real * (-0.5 / scale), 1.5)
-        product = ops.matmul(both, factor)
-        turned = ops.matmul(both, gram_imag * (-0.5 / scale))
-        spectrum = ops.stack(
-            [product[..., :rows, :] - turned[..., rows:, :], product[..., rows:, :] + turned[..., :rows, :]], axis=-4
-        )
-        blocks = ops.matmul(inverse, ops.reshape(spectrum, (*batch, -1, rows * side))) / ops.sqrt(scale[..., 0])
-        blocks = ops.reshape(blocks, shape) * present
-    if transposed:
-        blocks = ops.swapaxes(blocks, -2, -1)
-    return _from_blocks(blocks, kernel_size, strides)
-
-
-def _start_scale(gram_real, gram_imag):
-    """Square of what to divide each kernel by before a Newton-Schulz step, from its Gram matrix at each frequency.
-
-    The mean square of its singular values, or more where a bound on the largest asks for it.
-    """
-    means = _mean_eigenvalue(gram_real)
-    away = _frobenius(_add_to_diagonal(gram_real, -means), gram_imag)
-    over = {"axis": (-3, -2, -1), "keepdims": True}
-    scale = ops.maximum(ops.mean(means, **over), ops.max(means + away, **over) / _LARGEST_START)
-    return ops.where(scale > 0, scale, ops.ones_like(scale))
+    return largest * ops.sqrt(ops.sum(unit * unit, **over)) * (1.0 + (math.prod(x.shape) + 8) * EPS["float64"])

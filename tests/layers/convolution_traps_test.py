@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 from layer_cases import conv_operator, layer_operator
 
-from deel.lipdp import _linalg, layers
+from deel.lipdp import _frequencies, layers
 from deel.lipdp.testing import search_worst_case
 
 
@@ -38,8 +38,8 @@ def test_one_axis_has_the_root_of_its_stride(strides, wrong):
     """Dividing by the stride, as on images, claims less than the norm of the operator."""
     kernel = np.random.default_rng(0).normal(size=(4, 2, 3))
     truth = np.linalg.norm(conv_operator(kernel, (24,), (strides,), "same", (1,)), 2)
-    geometry = _linalg.ConvGeometry((24,), (4,), (strides,), (1,), "same")
-    bound = float(_linalg.conv_norm_bound(ops.convert_to_tensor(kernel), geometry))
+    geometry = _frequencies.ConvGeometry((24,), (4,), (strides,), (1,), "same")
+    bound = float(_frequencies.conv_norm_bound(ops.convert_to_tensor(kernel), geometry))
     assert bound * math.sqrt(strides) / wrong < truth <= bound < 1.01 * truth
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from layer_cases import conv_operator
 
-from deel.lipdp import _linalg, layers
+from deel.lipdp import _frequencies, layers
 
 
 def frequency_blocks(kernel, strides, side):
@@ -42,7 +42,7 @@ def orthogonal(shape, seed):
 
 
 def orthogonalized(kernel, strides, steps):
-    return _linalg.orthogonalize_convolution(keras.ops.convert_to_tensor(kernel), strides, steps).numpy()
+    return _frequencies.orthogonalize_convolution(keras.ops.convert_to_tensor(kernel), strides, steps).numpy()
 
 
 # kernel shape, strides: few, equal and many outputs for each block of input pixels, one axis and two.
@@ -95,9 +95,9 @@ def test_step_is_newton_schulz_of_the_operator_cut_off_outside_the_taps(shape, s
 def test_centred_start_reaches_an_isometry(shape, strides):
     *kernel_size, _, _ = shape
     image, dilations = tuple(4 * k for k in kernel_size), (1,) * len(strides)
-    geometry = _linalg.ConvGeometry(image, tuple(kernel_size), strides, dilations, "same")
+    geometry = _frequencies.ConvGeometry(image, tuple(kernel_size), strides, dilations, "same")
     for seed in range(2):
-        start = _linalg.centred_convolution(keras.ops.convert_to_tensor(orthogonal(shape, seed)), geometry)
+        start = _frequencies.centred_convolution(keras.ops.convert_to_tensor(orthogonal(shape, seed)), geometry)
         values = singular_values(orthogonalized(start, strides, 60), strides)
         assert values.min() >= 0.93 * values.max()
 

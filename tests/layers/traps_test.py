@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 from layer_cases import conv_operator, windows
 
-from deel.lipdp import _linalg, layers
+from deel.lipdp import _frequencies, _linalg, layers
 from deel.lipdp.testing import search_worst_case
 
 
@@ -66,8 +66,8 @@ def test_conv_norm_is_not_bounded_by_the_mean_number_of_windows(size, kernel_siz
     kernel = np.eye(kernel_size**2).reshape(kernel_size, kernel_size, 1, kernel_size**2)
     truth = np.linalg.norm(conv_operator(kernel, (size, size), (strides, strides), "same"), 2)
     assert truth > 1.02 * math.sqrt(mean_window_count(size, kernel_size, strides, "same"))
-    geometry = _linalg.ConvGeometry((size, size), (kernel_size,) * 2, (strides,) * 2, (1, 1), "same")
-    assert truth * (1.0 - 1e-13) <= float(_linalg.conv_norm_bound(ops.convert_to_tensor(kernel), geometry))
+    geometry = _frequencies.ConvGeometry((size, size), (kernel_size,) * 2, (strides,) * 2, (1, 1), "same")
+    assert truth * (1.0 - 1e-13) <= float(_frequencies.conv_norm_bound(ops.convert_to_tensor(kernel), geometry))
 
 
 def power_iteration(matrix, steps):

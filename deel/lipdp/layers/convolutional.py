@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from deel.lipdp import _checks, _linalg
+from deel.lipdp import _checks, _frequencies
 from deel.lipdp._convolution import window_positions
 from deel.lipdp._traced import traced_once
 from deel.lipdp.layers._kernel import SpectralKernel, UnitBall, orthogonalize
@@ -16,8 +16,8 @@ __all__ = [
     "DP_SpectralConv2D",
 ]
 
-_conv_norm_bound = traced_once(_linalg.conv_norm_bound)
-_orthogonalize_convolution = traced_once(_linalg.orthogonalize_convolution)
+_conv_norm_bound = traced_once(_frequencies.conv_norm_bound)
+_orthogonalize_convolution = traced_once(_frequencies.orthogonalize_convolution)
 
 #: Names of the spatial axes, by their number.
 _AXES = {1: "steps", 2: "rows, cols"}
@@ -54,7 +54,7 @@ class _SpectralConvolution(SpectralKernel):
             f"input shape {tuple(input_shape)}",
             "State the input shape of the model: the norm is certified for one size.",
         )
-        self._geometry = _linalg.ConvGeometry(
+        self._geometry = _frequencies.ConvGeometry(
             image_size=tuple(input_shape[1:-1]),
             kernel_size=tuple(self.kernel_size),
             strides=tuple(self.strides),
@@ -95,7 +95,7 @@ class _OrthogonalConvolution(_SpectralConvolution):
     def _start(self, kernel):
         """The initialiser's kernel, moved to an isometry as far as it goes."""
         if isinstance(getattr(self, f"{self._kernel_argument}_initializer"), keras.initializers.Orthogonal):
-            kernel = _linalg.centred_convolution(kernel, self._geometry)
+            kernel = _frequencies.centred_convolution(kernel, self._geometry)
         for _ in range(self._steps_at_build // max(1, self.orthogonalization_steps)):
             kernel = _orthogonalize_convolution(kernel, self._geometry.strides, self.orthogonalization_steps)
         return kernel
