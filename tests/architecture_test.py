@@ -31,7 +31,8 @@ LEVELS = [
     ["bounds", "noise", "privacy"],
     ["_training", "sampling", "ledger", "_private_model"],
     ["checkpoints", "callbacks", "dynamic", "model", "sensitivity"],
-    ["_datasets", "pipeline", "recipes", "run_folder", "statement", "training_run", "testing", "audit", "utils"],
+    ["_datasets", "pipeline", "recipes", "run_folder", "statement", "training_run"],
+    ["testing", "audit", "utils", "robustness"],
     ["conversion", "cli", "__main__"],
 ]
 ORDER = {name: index for index, name in enumerate(sum(LEVELS, []))}

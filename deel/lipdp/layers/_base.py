@@ -1,5 +1,7 @@
 """What every layer of the library states: three bounds on Euclidean norms, each for one example."""
 
+import math
+
 from deel.lipdp import _checks
 
 __all__ = ["DPLayer", "NonExpansive"]
@@ -43,6 +45,23 @@ class DPLayer:
     def backpropagate_params(self, input_bound, gradient_bound):
         """Bound on the gradient of the layer's one trainable variable."""
         raise _says_nothing(self, "backpropagate_params(input_bound, gradient_bound)")
+
+    def perturbation_bound(self, inputs, radius):
+        """Bound on how far the output moves when the input moves by at most `radius`, near given examples.
+
+        What bounds a cotangent everywhere bounds a Jacobian, and with it a difference of outputs. Layers that are steep
+        near 0 only override this, and those of several inputs or outputs have to.
+
+        Args:
+            inputs: tensor (batch, ...), the examples; a tuple for several inputs.
+            radius: float64 array (batch,), Euclidean norms; a tuple for several inputs.
+
+        Returns:
+            float64 array (batch,), or a tuple for several outputs.
+        """
+        if isinstance(radius, tuple):
+            raise _says_nothing(self, "perturbation_bound(inputs, radius)")
+        return self.backpropagate_inputs(math.inf, 1.0) * radius
 
     def check(self):
         """Raises `ValueError` if something the bounds rest on was changed since construction. Runs before training."""

@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks
@@ -77,6 +78,9 @@ class DP_Embedding(DPLayer, keras.layers.Layer):
 
     def backpropagate_inputs(self, input_bound, gradient_bound):
         return 0.0 * gradient_bound
+
+    def perturbation_bound(self, inputs, radius):
+        return np.where(radius > 0, math.inf, 0.0)  # another token
 
     def backpropagate_params(self, input_bound, gradient_bound):
         return self._root_tokens * gradient_bound

@@ -102,6 +102,9 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
     def backpropagate_inputs(self, input_bound, gradient_bound):
         return _scalars.minimum(gradient_bound, self._effective_clip())
 
+    def perturbation_bound(self, inputs, radius):
+        return radius
+
     def compute_output_shape(self, input_shape):
         return input_shape
 

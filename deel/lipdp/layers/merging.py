@@ -5,6 +5,7 @@ import math
 import operator
 
 import keras
+import numpy as np
 
 from deel.lipdp import _checks
 from deel.lipdp.layers._base import DPLayer
@@ -51,6 +52,9 @@ class DP_Add(DPLayer, keras.layers.Add):
     def backpropagate_inputs(self, input_bound, gradient_bound):
         return tuple(gradient_bound for _ in input_bound)
 
+    def perturbation_bound(self, inputs, radius):
+        return sum(radius)
+
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_Concatenate(DPLayer, keras.layers.Concatenate):
@@ -91,3 +95,6 @@ class DP_Concatenate(DPLayer, keras.layers.Concatenate):
 
     def backpropagate_inputs(self, input_bound, gradient_bound):
         return tuple(gradient_bound for _ in input_bound)
+
+    def perturbation_bound(self, inputs, radius):
+        return np.linalg.norm(radius, axis=0)

@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks, _per_example
@@ -70,6 +71,15 @@ def _scaled(x, axes, radius, minimum_norm):
     return ops.where(scale >= minimum_norm / norm, unit * (radius / norm), x * (radius / minimum_norm))
 
 
+def _slope(norms, moved, radius, minimum_norm):
+    """How many times further `_scaled` moves at most what has one of the `norms` and moves by up to `moved`.
+
+    `|x/|x| - y/|y||^2 |x||y| = |x - y|^2 - (|x| - |y|)^2`, where neither is inside the ball of `minimum_norm`.
+    """
+    nearest = np.maximum(norms - moved, minimum_norm)
+    return radius / np.where(norms - moved >= minimum_norm, np.sqrt(norms * nearest), minimum_norm)
+
+
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
     """Scales each example to norm `radius`: `x -> radius x / max(||x||, minimum_norm)`.
@@ -107,6 +117,11 @@ class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
 
     def backpropagate_inputs(self, input_bound, gradient_bound):
         return self.radius / self.minimum_norm * gradient_bound
+
+    def perturbation_bound(self, inputs, radius):
+        rows = np.asarray(inputs, "float64").reshape(len(radius), -1)
+        slope = _slope(np.linalg.norm(rows, axis=1), radius, self.radius, self.minimum_norm)
+        return np.minimum(slope * radius, 2.0 * self.radius)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -159,12 +174,14 @@ class DP_GroupNormalization(DPLayer, keras.layers.Layer):
             )
 
     def call(self, inputs):
-        # One row for each group of each example.
-        grouped = ops.reshape(inputs, (-1, math.prod(inputs.shape[1:-1]), self.groups, inputs.shape[-1] // self.groups))
-        axes = (1, 3)
-        centred = grouped - ops.mean(grouped, axis=axes, keepdims=True)
-        scaled = _scaled(centred, axes, self.radius / math.sqrt(self.groups), self.minimum_norm)
+        centred = self._centred_groups(inputs)
+        scaled = _scaled(centred, (1, 3), self.radius / math.sqrt(self.groups), self.minimum_norm)
         return ops.reshape(scaled, (-1, *inputs.shape[1:]))
+
+    def _centred_groups(self, inputs):
+        """(batch, positions, groups, channels of a group)"""
+        grouped = ops.reshape(inputs, (-1, math.prod(inputs.shape[1:-1]), self.groups, inputs.shape[-1] // self.groups))
+        return grouped - ops.mean(grouped, axis=(1, 3), keepdims=True)
 
     def _largest_slope(self):
         return self.radius / (math.sqrt(self.groups) * self.minimum_norm)
@@ -174,6 +191,13 @@ class DP_GroupNormalization(DPLayer, keras.layers.Layer):
 
     def backpropagate_inputs(self, input_bound, gradient_bound):
         return self._largest_slope() * gradient_bound
+
+    def perturbation_bound(self, inputs, radius):
+        groups = np.asarray(self._centred_groups(inputs), "float64")
+        norms = np.sqrt((groups**2).sum(axis=(1, 3)))
+        # However the perturbation is shared out, no group is steeper than the steepest one that takes all of it.
+        slopes = _slope(norms, radius[:, None], self.radius / math.sqrt(self.groups), self.minimum_norm)
+        return np.minimum(slopes.max(axis=1) * radius, 2.0 * self.radius)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -38,6 +38,9 @@ class DP_SplitResidual(DPLayer, keras.layers.Layer):
     def backpropagate_inputs(self, input_bound, gradient_bound):
         return sum(gradient_bound)
 
+    def perturbation_bound(self, inputs, radius):
+        return radius, radius
+
     def compute_output_shape(self, input_shape):
         return [tuple(input_shape), tuple(input_shape)]
 
@@ -100,6 +103,9 @@ class DP_WrappedResidual(DPLayer, keras.layers.Wrapper):
         branch, skip = gradient_bound
         return self.layer.backpropagate_inputs(input_bound[0], branch), skip
 
+    def perturbation_bound(self, inputs, radius):
+        return self.layer.perturbation_bound(inputs[0], radius[0]), radius[1]
+
     def backpropagate_params(self, input_bound, gradient_bound):
         return self.layer.backpropagate_params(input_bound[0], gradient_bound[0])
 
@@ -154,6 +160,9 @@ class DP_MergeResidual(DPLayer, keras.layers.Layer):
 
     def backpropagate_inputs(self, input_bound, gradient_bound):
         return self._factor * gradient_bound, self._factor * gradient_bound
+
+    def perturbation_bound(self, inputs, radius):
+        return self._factor * sum(radius)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape[0])
