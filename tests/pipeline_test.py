@@ -363,13 +363,25 @@ def test_front_end_is_applied_once_and_bounds_what_it_gives(folder, monkeypatch)
     ("front_end", "error", "message"),
     [
         ([layers.DP_QuickSpectralDense(3)], ValueError, "no variables.*kernel.*DP_QuickSpectralDense"),
-        ([keras.layers.Flatten()], TypeError, "layers of deel.lipdp.layers.*Flatten"),
-        ([np.tanh], TypeError, "layers of deel.lipdp.layers.*ufunc"),
+        ([keras.layers.Flatten()], TypeError, "layer with bounds.*Flatten"),
+        ([layers.DP_Flatten(dtype="mixed_float16")], ValueError, "one precision.*mixed_float16"),
+        ([layers.DP_Lambda(tf.identity, lipschitz_constant=1e16), layers.DP_Flatten()], ValueError, "max_norm=.*e.17"),
     ],
 )
 def test_front_end_is_fixed_and_has_bounds(folder, front_end, error, message):
     with pytest.raises(error, match=message):
         pipeline.load_images("cifar10", folder, front_end=front_end)
+
+
+def test_front_end_built_for_other_images_is_refused(folder):
+    """Its constants, and so the bound, are those of one shape."""
+    average = layers.DP_GlobalAveragePooling2D(keepdims=True)
+    pipeline.load_images("cifar10", folder, front_end=[average])
+    with pytest.raises(ValueError, match="DP_GlobalAveragePooling2D.*Make a new layer"):
+        pipeline.load_images("digits", front_end=[average])
+    average = layers.DP_GlobalAveragePooling2D(keepdims=True)
+    with pytest.raises(ValueError, match="DP_GlobalAveragePooling2D.*Make a new layer"):
+        pipeline.load_images("digits", front_end=[average, average])
 
 
 # Splits and data sets

@@ -71,7 +71,7 @@ def attacked(model, x, y, radius, steps=60):
 
 def labels(model, x):
     """The classes that the model finds, so that it is right about all examples."""
-    return np.eye(CLASSES, dtype="float32")[model.predict(x, verbose=0).argmax(axis=1)]
+    return np.eye(model.output_shape[-1], dtype="float32")[model.predict(x, verbose=0).argmax(axis=1)]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -201,6 +201,10 @@ def test_layers_of_several_inputs_say_what_they_do():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"y": np.ones((3, CLASSES))}, ValueError, "certified_accuracy.*one-hot"),
+        ({"y": np.zeros((3, CLASSES))}, ValueError, "certified_accuracy.*one-hot"),
+        ({"y": np.eye(CLASSES + 1)[:3]}, ValueError, r"certified_accuracy.*labels of shape \(5,\).*\(4,\)"),
+        ({"y": np.ones((3, 1))}, ValueError, "certified_accuracy.*at least two logits"),
         ({"radii": [-1.0]}, ValueError, "certified_accuracy.*radii=-1.0"),
         ({"radii": ["1"]}, TypeError, "certified_accuracy.*radii='1'"),
         ({"y": np.zeros(3)}, ValueError, r"certified_accuracy.*one-hot.*\(3,\)"),
@@ -211,3 +215,90 @@ def test_bad_arguments(arguments, error, message):
     given = {"x": images(3), "y": np.eye(CLASSES)[:3], "radii": [0.1], **arguments}
     with pytest.raises(error, match=message):
         certified_accuracy(network("dense"), **given)
+
+
+@pytest.mark.parametrize(("labels", "logits"), [((2, 1), (2, 1)), ((2, 1), (2, 4)), ((2,), (2,)), ((2, 3), (2, 4))])
+def test_metric_refuses_what_is_not_one_hot_over_classes(labels, logits):
+    with pytest.raises(ValueError, match="CertifiedAccuracy.*at least two logits"):
+        CertifiedAccuracy(0.1).update_state(np.ones(labels), np.ones(logits))
+
+
+def test_metric_counts_rows_without_one_label_and_infinite_leads_as_wrong():
+    metric = CertifiedAccuracy(0.1)
+    infinite = [[0.0, np.inf, 0.0], [-np.inf, 1.0, -np.inf], [np.nan, 1.0, 0.0]]
+    metric.update_state([[0, 0, 0], [1, 1, 0], [1, 0, 1]], [[-5.0, -4.0, -3.0], [9.0, 9.0, 0.0], [9.0, 0.0, 9.0]])
+    metric.update_state([[0, 1, 0]] * 3, infinite)
+    assert float(metric.result()) == 0.0
+    metric.reset_state()
+    metric.update_state([[-1, 1, -1]], [[0.0, 1.0, 0.0]])
+    assert float(metric.result()) == 1.0
+
+
+def test_rounding_is_taken_for_a_perturbation():
+    """Large activations behind small logits: single precision flips classes nearer than exact arithmetic would."""
+    model = DP_Sequential(
+        [layers.DP_BoundedInput(28.0, input_shape=(784,)), layers.DP_QuickSpectralDense(2)],
+        dp_parameters=parameters(),
+        dataset_metadata=metadata(shape=(784,)),
+    )
+    model.compile("sgd", DP_TauCategoricalCrossentropy(1.0))
+    kernel = model.layers[-1].kernel.numpy().astype("float64")
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(50, 784))
+    # Logits of 1e-4, behind inputs of norm 16.
+    x += (1e-4 * rng.normal(size=(50, 2)) - x @ kernel) @ np.linalg.pinv(kernel)
+    x = x.astype("float32")
+    y = labels(model, x)
+    logits = x.astype("float64") @ kernel
+    apart = np.linalg.norm(kernel[:, 0] - kernel[:, 1])
+    exact = np.abs(logits[:, 0] - logits[:, 1]) / apart
+    for row in range(50):
+        assert certified_accuracy(model, x[row : row + 1], y[row : row + 1], [exact[row]])[0] == 0.0
+        if exact[row] > 1e-4:  # what is left of the true radius when rounding is allowed for
+            assert certified_accuracy(model, x[row : row + 1], y[row : row + 1], [exact[row] - 1e-4])[0] == 1.0
+    assert np.mean(exact > 1e-4) > 0.2
+
+
+class Louder(layers.DP_QuickSpectralDense):
+    """Five times a dense layer, with bounds that say so."""
+
+    def call(self, inputs, training=None):
+        return 5.0 * super().call(inputs)
+
+    def propagate_inputs(self, input_bound):
+        return 5.0 * input_bound
+
+    def backpropagate_inputs(self, input_bound, gradient_bound):
+        return 5.0 * gradient_bound
+
+
+def test_a_subclass_of_a_dense_layer_is_not_taken_for_one():
+    def make(cls):
+        model = DP_Sequential(
+            [layers.DP_BoundedInput(10.0, input_shape=(6,)), cls(CLASSES)],
+            dp_parameters=parameters(),
+            dataset_metadata=metadata(shape=(6,)),
+        )
+        model.compile("sgd", DP_TauCategoricalCrossentropy(1.0))
+        return model
+
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+    louder, plain = make(Louder), make(layers.DP_QuickSpectralDense)
+    plain.set_weights(louder.get_weights())
+    y, radii = labels(plain, x), [0.05, 0.2, 0.4]
+    assert (certified_accuracy(louder, x, y, radii) <= certified_accuracy(plain, x, y, radii)).all()
+    assert certified_accuracy(plain, x, y, radii)[1] > 0
+
+
+def test_a_model_whose_bounds_do_not_hold_is_refused():
+    model, x = network("dense"), images(4)
+    y = labels(model, x)
+    dense = model.layers[2]
+    dense.kernel.assign(5.0 * dense.kernel)
+    with pytest.raises(ValueError, match="certified norm at most 1.*restore_constraints"):
+        certified_accuracy(model, x, y, [0.1])
+    dense.restore_constraints()
+    assert 0.0 <= certified_accuracy(model, x, y, [0.1])[0] <= 1.0
+    dense.activation = lambda t: 5.0 * t
+    with pytest.raises(ValueError, match="activation"):
+        certified_accuracy(model, x, y, [0.1])

@@ -9,7 +9,9 @@ from deel.lipdp import _checks, _scalars
 from deel.lipdp.layers import DP_BoundedInput, DP_ClipGradient, DP_InputLayer, DPLayer
 
 __all__ = [
+    "LARGEST_ACTIVATION",
     "LayerCall",
+    "check_call",
     "check_model",
     "compute_gradient_bounds",
     "gradient_bounds_in_force",
@@ -27,7 +29,7 @@ ROUNDING_SLACK = 1e-3  # up to the batch size below, beyond which it grows
 _SLACK_BATCH = 2048
 
 # Squares of activations have to stay finite in single precision.
-_LARGEST_ACTIVATION = 1e15
+LARGEST_ACTIVATION = 1e15
 
 _PRECISIONS = ("float32", "float64")
 
@@ -117,6 +119,19 @@ def _check_shapes(call):
         )
 
 
+def check_call(call):
+    """Refuses a use of a layer for which its bounds do not hold.
+
+    Raises:
+        TypeError: for a layer without bounds.
+        ValueError: for one that was built for another shape, or whose settings void its bounds.
+    """
+    _check_layer(call.layer)
+    if call.layer.built:
+        _check_shapes(call)
+        call.layer.check()
+
+
 def _check_guards(model, calls):
     """Every use of the model's input is an input guard for the shape of the metadata, and there is one."""
     who = f"{type(model).__name__} '{model.name}'"
@@ -165,9 +180,7 @@ def check_model(model):
     calls = model.layer_calls()
     _check_guards(model, calls)
     for call in calls:
-        if call.layer.built:
-            _check_shapes(call)
-            call.layer.check()
+        check_call(call)
     keys = {}
     for layer in layers:
         for variable in layer.trainable_variables:
@@ -281,10 +294,10 @@ def _input_bounds(calls):
         input_bound = _single([norms.get(name, math.inf) for name in call.inputs])
         outputs = _several(call.layer.propagate_inputs(input_bound))
         for output_bound in outputs:
-            if not output_bound <= _LARGEST_ACTIVATION and not isinstance(call.layer, DP_InputLayer):
+            if not output_bound <= LARGEST_ACTIVATION and not isinstance(call.layer, DP_InputLayer):
                 _refuse(
                     f"{type(call.layer).__name__} '{call.layer.name}'",
-                    f"an output norm of at most {_LARGEST_ACTIVATION:g}",
+                    f"an output norm of at most {LARGEST_ACTIVATION:g}",
                     f"{output_bound:g}",
                     "Lower the upper_bound of DP_BoundedInput: squares of activations must stay finite.",
                 )

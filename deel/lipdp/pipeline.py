@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from deel.lipdp import _checks, _datasets
-from deel.lipdp.layers import DPLayer
+from deel.lipdp.bounds import LARGEST_ACTIVATION, LayerCall, check_call
 from deel.lipdp.parameters import DatasetMetadata
 from deel.lipdp.sampling import poisson_batches
 
@@ -234,12 +234,10 @@ def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fc
 
 def _front_end(front_end, input_shape, max_norm):
     """The layers as a model, and the bound on the norm of its output."""
-    for layer in front_end:
-        if not isinstance(layer, DPLayer):
-            received = f"{type(layer).__name__} in front_end"
-            raise TypeError(_checks.message("load_images", "layers of deel.lipdp.layers", received, ""))
     model = keras.Sequential([keras.Input(input_shape), *front_end])
-    for layer in front_end:
+    shape = model.input_shape
+    for index, layer in enumerate(front_end):
+        check_call(LayerCall(layer, (index,), (index + 1,), (shape,)))
         if layer.variables:
             raise ValueError(
                 _checks.message(
@@ -249,7 +247,8 @@ def _front_end(front_end, input_shape, max_norm):
                     "What is trained belongs into the model.",
                 )
             )
-        max_norm = layer.propagate_inputs(max_norm)
+        max_norm = _checks.number("load_images", "max_norm", max_norm, at_most=LARGEST_ACTIVATION)
+        max_norm, shape = layer.propagate_inputs(max_norm), layer.compute_output_shape(shape)
     return model, max_norm
 
 

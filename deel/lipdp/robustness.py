@@ -10,12 +10,14 @@ import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks
+from deel.lipdp.bounds import check_model
 from deel.lipdp.layers import DP_ClipGradient
 
 __all__ = ["CertifiedAccuracy", "certified_accuracy"]
 
-# Rounding of the logits in single precision, relative to the largest: more than was ever seen, not proved.
-_ROUNDING = 1e-5
+# Rounding is taken for a perturbation of this size, relative to the norm of what goes into and comes out of each layer:
+# eight units of single precision. The absolute one is for numbers so small that they lose their digits. Not proved.
+_ROUNDING, _UNDERFLOW = 1e-6, 1e-12
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -23,15 +25,18 @@ class CertifiedAccuracy(keras.metrics.Metric):
     """Share of examples that are classified right, whatever is added to the input within a radius; from logits alone.
 
     Bounds: the difference of two logits moves by at most `sqrt(2) lipschitz_constant radius`, Euclidean norms, so an
-    example counts if the true logit leads every other by more. `certified_accuracy` knows the model and certifies more.
+    example counts if the true logit leads every other by more, in exact arithmetic: leads that are as small as the
+    rounding of the network mean nothing. `certified_accuracy` knows the model, allows for rounding and certifies more.
 
     Args:
         radius: float >= 0, Euclidean norm of the perturbation of one input, in the units of the model's input.
-        lipschitz_constant: float > 0, of the model from input to logits: 1 if all its layers are 1-Lipschitz.
+        lipschitz_constant: float > 0, of the model from input to logits: 1 for a chain of 1-Lipschitz layers.
         name, dtype: as in Keras.
 
+    Labels are one-hot, one for each of at least two logits; an example with another number of labels counts as wrong.
+
     Raises:
-        TypeError, ValueError: for arguments out of range.
+        TypeError, ValueError: for arguments out of range, and for labels or logits of another shape.
     """
 
     def __init__(self, radius, lipschitz_constant=1.0, name="certified_accuracy", dtype=None):
@@ -42,10 +47,12 @@ class CertifiedAccuracy(keras.metrics.Metric):
         self._mean = keras.metrics.Mean(dtype=self.dtype)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        y_true, y_pred = ops.cast(y_true, self.dtype), ops.cast(y_pred, self.dtype)
-        true = ops.sum(y_true * y_pred, axis=-1)
-        lead = true - ops.max(ops.where(y_true > 0.5, -np.inf, y_pred), axis=-1)
-        certain = lead > 2**0.5 * self.lipschitz_constant * self.radius
+        y_true, y_pred = ops.cast(y_true, self.dtype) > 0.5, ops.cast(y_pred, self.dtype)
+        _check_classes(f"{type(self).__name__} '{self.name}'", y_true.shape[1:], y_pred.shape[1:])
+        own = ops.sum(ops.where(y_true, y_pred, 0.0), axis=-1)
+        lead = own - ops.max(ops.where(y_true, -np.inf, y_pred), axis=-1)
+        one_label = ops.sum(ops.cast(y_true, "int32"), axis=-1) == 1
+        certain = one_label & ops.isfinite(lead) & (lead > 2**0.5 * self.lipschitz_constant * self.radius)
         self._mean.update_state(ops.cast(certain, self.dtype), sample_weight)
 
     def result(self):
@@ -63,8 +70,9 @@ def certified_accuracy(model, x, y, radii, batch_size=256):
 
     Bounds: Euclidean norm, one example. Each layer says how far its output moves at most when its input moves by so
     much, near this example (`DPLayer.perturbation_bound`). Behind a dense last layer the difference of two logits moves
-    by the norm of the difference of their columns times that; else by `sqrt(2)` times what the logits move. Rounding of
-    the network is allowed for by 1e-5 of the largest logit, more than was seen, and not proved.
+    by the norm of the difference of their columns times that; else by `sqrt(2)` times what the logits move. Rounding in
+    single precision is taken for a perturbation of what goes into and comes out of each layer, by 1e-6 of its norm and
+    1e-12; that is an allowance, not a proof.
 
     Args:
         model: a built `DP_Sequential` or `DP_Model` with one logit for each class.
@@ -74,54 +82,75 @@ def certified_accuracy(model, x, y, radii, batch_size=256):
         batch_size: int.
 
     Returns:
-        array of float, one share for each radius. At radius 0 it is the accuracy, but for ties.
+        array of float, one share for each radius. At radius 0 it is the accuracy, but for leads within rounding.
 
     Raises:
-        TypeError, ValueError: for arguments out of range.
+        TypeError: for a layer without bounds.
+        ValueError: for arguments out of range, labels that are not one-hot, and a model that `check_model` refuses or
+            whose weights were moved out of their sets (`restore_constraints` brings them back).
     """
     who = "certified_accuracy"
     radii = [_checks.number(who, "radii", radius, at_least=0.0) for radius in radii]
-    y = np.asarray(y)
-    if y.ndim != 2 or len(y) != len(x) or not len(y):
-        received = f"shapes {np.shape(x)} and {y.shape}"
+    y = np.asarray(y) > 0.5
+    if y.ndim != 2 or len(y) != len(x) or not len(y) or (y.sum(axis=1) != 1).any():
+        received = f"shapes {np.shape(x)} and {y.shape}, or rows with another number of labels than one"
         raise ValueError(_checks.message(who, "one row of one-hot labels for each of at least one input", received, ""))
+    check_model(model)
+    for layer in model.layers_forward_order():
+        if hasattr(layer, "certified_norm") and not layer.certified_norm() <= 1.0:
+            received = f"{float(layer.certified_norm()):g} for {type(layer).__name__} '{layer.name}'"
+            remedy = "Its kernel was assigned by hand: call restore_constraints() of the layer."
+            raise ValueError(_checks.message(who, "kernels of certified norm at most 1", received, remedy))
     certain = np.zeros(len(radii))
     for start in range(0, len(x), batch_size):
         rows = slice(start, start + batch_size)
-        certain += _certain(model, x[rows], y[rows] > 0.5, radii)
+        certain += _certain(model, x[rows], y[rows], radii)
     return certain / len(x)
 
 
-def _certain(model, x, y, radii):
+def _check_classes(who, labels, logits):
+    if labels != logits or len(logits) != 1 or logits[0] is None or logits[0] < 2:
+        expected = "one-hot labels for each of at least two logits"
+        raise ValueError(_checks.message(who, expected, f"labels of shape {labels} for logits of shape {logits}", ""))
+
+
+def _certain(model, x, true, radii):
     """Number of examples of one batch that are certified, for each radius."""
     calls = list(model.layer_calls())
     while isinstance(calls[-1].layer, DP_ClipGradient):  # the identity
         calls.pop()
+    last = calls[-1]
     values = {}
     for call in calls:
-        inputs = [values.get(name, x) for name in call.inputs]
-        outputs = call.layer(_single(inputs), training=False)
+        outputs = call.layer(_single([values.get(name, x) for name in call.inputs]), training=False)
         values.update(zip(call.outputs, _several(outputs), strict=True))
-    [end] = calls[-1].outputs
-    logits = np.asarray(values[end], "float64")
-    lead = logits[y][:, None] - np.where(y, -np.inf, logits) - _ROUNDING * np.abs(logits).max(axis=1, keepdims=True)
+    logits = np.asarray(values[last.outputs[0]], "float64")
+    _check_classes("certified_accuracy", true.shape[1:], logits.shape[1:])
+    lead = logits[true][:, None] - np.where(true, -np.inf, logits)
+    rounding = {name: _rounding(value) for name, value in values.items()}
     counts = []
     for radius in radii:
         moved = {}
         for call in calls:
             inputs = [values.get(name, x) for name in call.inputs]
-            before = [moved.get(name, np.full(len(x), radius)) for name in call.inputs]
-            after = call.layer.perturbation_bound(_single(inputs), _single(before))
-            moved.update(zip(call.outputs, _several(after), strict=True))
-        last = calls[-1].layer
-        if isinstance(last, keras.layers.Dense) and last.activation is keras.activations.linear:
-            kernel = np.asarray(last.kernel, "float64")
-            apart = np.linalg.norm(kernel[:, :, None] - kernel[:, None, :], axis=0)
-            pairs = before[0][:, None] * apart[np.argmax(y, axis=1)]
+            before = [moved.get(name, radius) + rounding.get(name, _rounding(x)) for name in call.inputs]
+            after = _several(call.layer.perturbation_bound(_single(inputs), _single(before)))
+            moved.update((name, far + rounding[name]) for name, far in zip(call.outputs, after, strict=True))
+        # Keras's own call: a subclass may do anything with its kernel.
+        if type(last.layer).call is keras.layers.Dense.call and last.layer.activation is keras.activations.linear:
+            kernel = np.asarray(last.layer.kernel, "float64")
+            apart = np.linalg.norm(kernel[:, :, None] - kernel[:, None, :], axis=0)[np.argmax(true, axis=1)]
+            pairs = before[0][:, None] * apart + 2**0.5 * rounding[last.outputs[0]][:, None]
         else:
-            pairs = 2**0.5 * moved[end][:, None]
+            pairs = 2**0.5 * moved[last.outputs[0]][:, None]
         counts.append(np.sum(np.all(lead > pairs, axis=1)))
     return np.array(counts)
+
+
+def _rounding(value):
+    """What rounding may move each example by, (examples,)."""
+    rows = np.asarray(value, "float64").reshape(len(value), -1)
+    return _ROUNDING * np.linalg.norm(rows, axis=1) + _UNDERFLOW
 
 
 def _single(values):

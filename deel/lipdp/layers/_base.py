@@ -49,8 +49,9 @@ class DPLayer:
     def perturbation_bound(self, inputs, radius):
         """Bound on how far the output moves when the input moves by at most `radius`, near given examples.
 
-        What bounds a cotangent everywhere bounds a Jacobian, and with it a difference of outputs. Layers that are steep
-        near 0 only override this, and those of several inputs or outputs have to.
+        What bounds a cotangent everywhere bounds a Jacobian, and with it a difference of outputs, if gradients are true
+        ones: in exact arithmetic, and not of a layer with a gradient of its own making. Layers that are steep near 0
+        only override this, and those of several inputs or outputs have to.
 
         Args:
             inputs: tensor (batch, ...), the examples; a tuple for several inputs.
