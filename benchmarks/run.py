@@ -255,7 +255,7 @@ def main():
     steps.add_argument("--batches", nargs="+", type=int, default=None)
     largest = commands.add_parser("largest")
     largest.add_argument("--workload", default="W2")
-    largest.add_argument("--most", type=int, default=2**16, help="where the search ends")
+    largest.add_argument("--most", type=int, default=2**17, help="where the search ends")
     for command in (steps, largest):
         command.add_argument("--memory-gib", type=float, default=8.0, help="limit of each process")
         command.add_argument("--output", type=pathlib.Path)
