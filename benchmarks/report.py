@@ -42,8 +42,9 @@ def load(name):
 
 
 def load_steps():
-    """The rows of all frameworks that were measured, with the machine of the first."""
-    parts = [load(path.stem) for path in sorted((HERE / "results").glob("steps_*.json"))]
+    """The rows of all frameworks that were measured, those of Keras and its machine first."""
+    paths = sorted((HERE / "results").glob("steps_*.json"), key=lambda path: path.stem != "steps_keras")
+    parts = [load(path.stem) for path in paths]
     return {"machine": parts[0]["machine"], "rows": [row for part in parts for row in part["rows"]]}
 
 
@@ -126,6 +127,26 @@ def target_table(rows):
     return table(header, body)
 
 
+def peer_table(rows):
+    """How many times a step of the fastest peer takes that of lipdp; each over plain Keras in its own row."""
+    body = []
+    for workload in TITLES:
+        for size in batches(rows, workload):
+            peers = {}
+            for name in ARMS:
+                found = ratio(find(rows, workload, size, name), name, "keras plain")
+                if found and name.split()[0] in FLOORS:
+                    peers[name] = found
+            own = [
+                ratio(find(rows, workload, size, n), n, "keras plain") for n in ("keras private", "keras private_abs")
+            ]
+            if peers and None not in own:
+                fastest = min(peers, key=peers.get)
+                times = [f"{peers[fastest] / value:.1f}" for value in own]
+                body.append([f"{workload}, {size}", ARMS[fastest], *times])
+    return table(["", "fastest peer", "its step over lipdp's", "over that with abs and max pooling"], body)
+
+
 def framework_table(rows):
     header = ["batch 256", *(f"{name} / plain Keras" for name in FLOORS.values())]
     body = [
@@ -198,12 +219,13 @@ def page(steps, costs, largest, padding):
     vectors = "with" if machine["avx512"] else "without"
     versions = {}
     for row in steps["rows"]:
-        for arm in row["arms"].values():
-            versions.update(arm.get("versions") or {})
-    used = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        for name, arm in row["arms"].items():
+            versions.setdefault(name.split()[0], {}).update(arm.get("versions") or {})
+    used = "; ".join(", ".join(" ".join(pair) for pair in sorted(used.items())) for used in versions.values())
     return f"""# Benchmarks
 
-CPU time of one training step, measured by `make bench` on one core ({machine["processor"]}, {vectors} AVX-512; {used}).
+CPU time of one training step, measured by `make bench` on one core ({machine["processor"]}, {vectors} AVX-512), with
+{used}.
 All arms of a row take one step in turn, in processes of their own; figures are ratios of medians to plain Keras (ReLU,
 max pooling, no biases) in the same row. Plain Keras runs twice, and a row is void where its two medians differ by more
 than 5 %. Every other library does what its own documentation shows; none is tuned. The page is written by
@@ -220,6 +242,9 @@ On processors without AVX-512 TensorFlow leaves oneDNN out, and every row of it 
 In brackets the largest ratio that was aimed at.
 
 {target_table(steps["rows"])}
+## Beside the fastest peer
+
+{peer_table(steps["rows"])}
 ## How much of it is the framework's
 
 The peers' frameworks without privacy, over plain Keras:
@@ -233,6 +258,9 @@ Peak memory of the process over what it held before the model was made, in MB.
 Largest batch of W2 with {largest["memory_gib"]:g} GiB for the process:
 
 {largest_table(largest["rows"])}
+Other libraries can take a large batch in parts as well, in code around their optimizer; only their single passes were
+measured.
+
 ## Growth
 
 With the batch, and what privacy adds to the same layers:
@@ -259,7 +287,7 @@ def plots(rows):
 
     matplotlib.rcParams["svg.hashsalt"] = "lipdp"
     for workload in TITLES:
-        figure, axes = pyplot.subplots(figsize=(7, 4))
+        figure, axes = pyplot.subplots(figsize=(8, 4))
         for name, label in ARMS.items():
             points = [
                 (row["batch_size"], row["arms"][name]["ratio_to_plain"])
@@ -271,7 +299,7 @@ def plots(rows):
                 axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
         axes.axhline(1.0, color="black", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="step over plain Keras", title=workload)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         figure.tight_layout()
         (DOCS / "benchmarks").mkdir(exist_ok=True)
         figure.savefig(DOCS / "benchmarks" / f"{workload}.svg", metadata={"Date": None})
