@@ -350,6 +350,7 @@ def test_front_end_is_applied_once_and_bounds_what_it_gives(folder, monkeypatch)
     assert data.x_train.shape == (40, 8, 8, 27) and data.x_test.shape == (12, 8, 8, 27)
     assert data.x_train.dtype == "float32"
     for x, features in ((images.x_train, data.x_train), (images.x_test, data.x_test)):
+        # Single precision, entries below 1, in batches of another size.
         np.testing.assert_allclose(features, front_end[1](front_end[0](x)), atol=1e-6)
         assert norms(features).max() <= 3.0 * (1 + 1e-6)
     scattered = pipeline.load_images("cifar10", folder, front_end=[layers.DP_Scattering2D(scales=2, angles=2)])

@@ -78,10 +78,13 @@ def labels(model, x):
 def test_no_attack_succeeds_on_a_certified_example(name):
     model, x = network(name), images()
     y = labels(model, x)
+    certified = broken = 0
     for radius in (0.03, 0.1, 0.3):
         certain = [certified_accuracy(model, x[i : i + 1], y[i : i + 1], [radius])[0] == 1.0 for i in range(len(x))]
         found = attacked(model, x, y, radius)
         assert (found[certain] > 0).all()
+        certified, broken = certified + sum(certain), broken + np.sum(found <= 0)
+    assert certified > 0 and broken > 0  # both sides were put to the test
 
 
 def test_a_linear_model_is_certified_up_to_its_true_radius():
@@ -302,3 +305,41 @@ def test_a_model_whose_bounds_do_not_hold_is_refused():
     dense.activation = lambda t: 5.0 * t
     with pytest.raises(ValueError, match="activation"):
         certified_accuracy(model, x, y, [0.1])
+
+
+def test_numbers_that_lose_their_digits_are_not_certified():
+    """L2 pooling is steeper than its gradient at 1e-15, and a layer that scales to a norm makes that large."""
+    model = DP_Sequential(
+        [
+            layers.DP_BoundedInput(1.0, input_shape=(1, 1, 2)),
+            layers.DP_ScaledL2NormPooling2D(1),
+            layers.DP_Flatten(),
+            layers.DP_LayerCentering(),
+            layers.DP_NormalizeToBall(1.0, minimum_norm=1e-15),
+        ],
+        dp_parameters=parameters(),
+        dataset_metadata=metadata(shape=(1, 1, 2)),
+    )
+    model.compile("sgd", DP_TauCategoricalCrossentropy(1.0))
+    x = np.array([[[[0.95e-15, 1.0e-15]]]], "float32")
+    y = labels(model, x)
+    near = np.array([[[[0.98e-15, 0.97e-15]]]], "float32")
+    assert labels(model, near).argmax() != y.argmax()
+    assert certified_accuracy(model, x, y, [1.01 * np.linalg.norm((near - x).astype("float64"))])[0] == 0.0
+
+
+def test_a_small_part_of_a_large_input_is_not_certified():
+    """Centring leaves of a mean of 100 what rounding makes of it, and scaling to a norm makes that large."""
+    model = DP_Sequential(
+        [
+            layers.DP_BoundedInput(1e4, input_shape=(8, 8, 4)),
+            layers.DP_GroupNormalization(1),
+            layers.DP_Flatten(),
+            layers.DP_QuickSpectralDense(CLASSES),
+        ],
+        dp_parameters=parameters(),
+        dataset_metadata=metadata(shape=(8, 8, 4)),
+    )
+    model.compile("sgd", DP_TauCategoricalCrossentropy(1.0))
+    x = (100.0 + 1e-4 * np.random.default_rng(0).normal(size=(20, 8, 8, 4))).astype("float32")
+    assert certified_accuracy(model, x, labels(model, x), [0.0])[0] == 0.0

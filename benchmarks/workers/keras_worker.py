@@ -20,7 +20,7 @@ from deel.lipdp.model import DP_Sequential  # noqa: E402
 from deel.lipdp.parameters import DatasetMetadata, DPParameters  # noqa: E402
 
 INPUT_BOUND = 28.0
-DATASET_SIZE = 2**20  # more than any batch
+DATASET_SIZE = 60_000
 
 
 #: Kind of layer -> what stands for it in each arm.
@@ -58,7 +58,11 @@ def make_model(arm, workload, batch_size, jit_compile=False):
             [dp.DP_BoundedInput(INPUT_BOUND, input_shape=workload.input_shape), *stack],
             dp_parameters=DPParameters("local", 1.0, 1e-7),
             dataset_metadata=DatasetMetadata(
-                workload.input_shape, DATASET_SIZE, batch_size, INPUT_BOUND, nb_classes=workload.num_classes
+                workload.input_shape,
+                max(DATASET_SIZE, batch_size),
+                batch_size,
+                INPUT_BOUND,
+                nb_classes=workload.num_classes,
             ),
         )
     else:

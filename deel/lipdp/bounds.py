@@ -18,6 +18,8 @@ __all__ = [
     "output_gradient_bound",
     "output_gradient_bound_in_force",
     "rounding_slack",
+    "several",
+    "single",
     "variable_key",
 ]
 
@@ -56,13 +58,14 @@ def variable_key(layer, variable):
     return f"{layer.name}/{variable.name}"
 
 
-def _single(values):
+def single(values):
     """The one value, or the tuple of several: what a layer's methods take and return."""
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _several(value):
-    return value if isinstance(value, tuple) else (value,)
+def several(value):
+    """The tuple or list itself, or the one value as a tuple."""
+    return value if isinstance(value, (tuple, list)) else (value,)
 
 
 def _refuse(who, expected, received, remedy, error=ValueError):
@@ -113,8 +116,8 @@ def _check_shapes(call):
     if [shape[1:] for shape in expected] != [tuple(shape)[1:] for shape in call.input_shapes]:
         _refuse(
             f"{type(call.layer).__name__} '{call.layer.name}'",
-            f"to be built for inputs of shape {_single(call.input_shapes)}, as the metadata and the layers before say",
-            f"built for {_single(expected)}",
+            f"to be built for inputs of shape {single(call.input_shapes)}, as the metadata and the layers before say",
+            f"built for {single(expected)}",
             "Make a new layer: its bounds hold for one shape.",
         )
 
@@ -291,8 +294,8 @@ def _input_bounds(calls):
     """The bounds of each call's inputs, in the order of the calls."""
     norms, before = {}, []
     for call in calls:
-        input_bound = _single([norms.get(name, math.inf) for name in call.inputs])
-        outputs = _several(call.layer.propagate_inputs(input_bound))
+        input_bound = single([norms.get(name, math.inf) for name in call.inputs])
+        outputs = several(call.layer.propagate_inputs(input_bound))
         for output_bound in outputs:
             if not output_bound <= LARGEST_ACTIVATION and not isinstance(call.layer, DP_InputLayer):
                 _refuse(
@@ -313,7 +316,7 @@ def gradient_bounds_in_force(model):
     bounds = {}
     for call, input_bound in zip(reversed(calls), reversed(_input_bounds(calls)), strict=True):
         at_outputs = [_Cotangent.total(reached.get(name) or [_Cotangent(0.0)]) for name in call.outputs]
-        gradient = _single([cotangent.bound for cotangent in at_outputs])
+        gradient = single([cotangent.bound for cotangent in at_outputs])
         for variable in call.layer.trainable_variables:
             key = variable_key(call.layer, variable)
             # The gradients of several uses of one layer add up.
@@ -334,13 +337,13 @@ def _at_inputs(call, input_bound, at_outputs):
     layer, count = call.layer, len(call.inputs)
     if len(at_outputs) > 1:
         gradient = tuple(cotangent.bound for cotangent in at_outputs)
-        return [_Cotangent(bound) for bound in _several(layer.backpropagate_inputs(input_bound, gradient))]
+        return [_Cotangent(bound) for bound in several(layer.backpropagate_inputs(input_bound, gradient))]
     [cotangent] = at_outputs
     if layer.joint_gradient:
-        bounds = _several(layer.backpropagate_inputs(input_bound, cotangent.bound))
+        bounds = several(layer.backpropagate_inputs(input_bound, cotangent.bound))
         return [_Cotangent(bounds[i], call.outputs[0], cotangent.bound, {i: 1.0}) for i in range(count)]
     return [
-        cotangent.through(lambda bound, i=i: _several(layer.backpropagate_inputs(input_bound, bound))[i])
+        cotangent.through(lambda bound, i=i: several(layer.backpropagate_inputs(input_bound, bound))[i])
         for i in range(count)
     ]
 

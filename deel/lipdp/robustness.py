@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks
-from deel.lipdp.bounds import check_model
+from deel.lipdp.bounds import check_model, several, single
 from deel.lipdp.layers import DP_ClipGradient
 
 __all__ = ["CertifiedAccuracy", "certified_accuracy"]
@@ -122,8 +122,8 @@ def _certain(model, x, true, radii):
     last = calls[-1]
     values = {}
     for call in calls:
-        outputs = call.layer(_single([values.get(name, x) for name in call.inputs]), training=False)
-        values.update(zip(call.outputs, _several(outputs), strict=True))
+        outputs = call.layer(single([values.get(name, x) for name in call.inputs]), training=False)
+        values.update(zip(call.outputs, several(outputs), strict=True))
     logits = np.asarray(values[last.outputs[0]], "float64")
     _check_classes("certified_accuracy", true.shape[1:], logits.shape[1:])
     lead = logits[true][:, None] - np.where(true, -np.inf, logits)
@@ -134,7 +134,7 @@ def _certain(model, x, true, radii):
         for call in calls:
             inputs = [values.get(name, x) for name in call.inputs]
             before = [moved.get(name, radius) + rounding.get(name, _rounding(x)) for name in call.inputs]
-            after = _several(call.layer.perturbation_bound(_single(inputs), _single(before)))
+            after = several(call.layer.perturbation_bound(single(inputs), single(before)))
             moved.update((name, far + rounding[name]) for name, far in zip(call.outputs, after, strict=True))
         # Keras's own call: a subclass may do anything with its kernel.
         if type(last.layer).call is keras.layers.Dense.call and last.layer.activation is keras.activations.linear:
@@ -151,11 +151,3 @@ def _rounding(value):
     """What rounding may move each example by, (examples,)."""
     rows = np.asarray(value, "float64").reshape(len(value), -1)
     return _ROUNDING * np.linalg.norm(rows, axis=1) + _UNDERFLOW
-
-
-def _single(values):
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def _several(value):
-    return value if isinstance(value, (tuple, list)) else (value,)

@@ -130,6 +130,48 @@ def test_agrees_with_reference(case):
         np.testing.assert_allclose(y.numpy(), reference, **CLOSE)
 
 
+@callable_cases
+def test_outputs_move_no_further_than_the_perturbation_bound(case):
+    """Steps of all sizes, random, towards the origin, and of single entries: where layers are steepest."""
+    layer, rng = case.build(), np.random.default_rng(0)
+    several = isinstance(case.input_shape, list)
+    for size in (0.01, 1.0, 10.0):
+        x = [size * part for part in as_list(examples(case, 60))]
+        for radius in (0.03 * size, size):
+            steps = []
+            for part in x:
+                step = rng.normal(size=part.shape)
+                step[20:40] = -part[20:40]
+                step[40:] *= rng.random(size=step[40:].shape) < 2.0 / part[0].size
+                steps.append(scaled_to(step, radius))
+            there = [(part + step).astype("float32") for part, step in zip(x, steps, strict=True)]
+            radii = [norms_of(b.astype("float64") - a) for a, b in zip(x, there, strict=True)]
+            here, moved = (as_list(layer(points if several else points[0])) for points in (x, there))
+            bounds = layer.perturbation_bound(tuple(x) if several else x[0], tuple(radii) if several else radii[0])
+            for a, b, bound in zip(here, moved, as_list(bounds), strict=True):
+                a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+                # Single precision, of what goes in as of what comes out.
+                rounding = 1e-6 * (norms_of(a) + sum(norms_of(part) for part in x))
+                assert (norms_of(b - a) <= np.asarray(bound) * (1.0 + 1e-5) + rounding * slope(bound, radii)).all()
+
+
+def as_list(value):
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def norms_of(x):
+    return np.linalg.norm(np.asarray(x, "float64").reshape(len(x), -1), axis=1)
+
+
+def scaled_to(step, radius):
+    return step * (radius / np.maximum(norms_of(step), 1e-9)).reshape(-1, *[1] * (step.ndim - 1))
+
+
+def slope(bound, radii):
+    """What the layer may make of rounding: how steep its bound says that it is, and at least 1."""
+    return np.maximum(1.0, np.asarray(bound) / np.maximum(np.max(radii, axis=0), 1e-9))
+
+
 def test_a_layer_that_says_nothing_is_refused():
     class Silent(layers.DPLayer, keras.layers.Layer):
         pass

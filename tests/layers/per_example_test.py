@@ -24,6 +24,11 @@ EDGES = {
 }
 
 
+# Eight units of single precision, for a division, three squares, their sum, its root and a product. Denormals may be
+# flushed to zero.
+CLOSE = 1e-6
+
+
 def edge(name):
     return np.array([EDGES[name]], "float32")
 
@@ -36,7 +41,7 @@ def test_project_on_ball_at_the_edges(name, radius):
         tape.watch(x)
         y = _per_example.project_on_ball(x, radius)
     length = np.linalg.norm(edge(name).astype("float64"))
-    np.testing.assert_allclose(np.linalg.norm(y.numpy().astype("float64")), min(length, radius), rtol=3e-6, atol=1e-44)
+    np.testing.assert_allclose(np.linalg.norm(y.numpy().astype("float64")), min(length, radius), rtol=CLOSE, atol=1e-44)
     if length <= radius * (1 - 1e-6):
         np.testing.assert_array_equal(y.numpy(), x.numpy())
     for cotangent in np.eye(3, dtype="float32"):
@@ -54,9 +59,9 @@ def test_unit_scale_at_the_edges(name):
     assert norm >= 1.0
     assert abs(unit).max() <= 1.0
     # Entries 1e38 times smaller than the largest vanish, and denormals may be flushed to zero.
-    np.testing.assert_allclose(unit * scale, edge(name), rtol=1e-6, atol=2e-38 * max(1.0, scale.item()))
+    np.testing.assert_allclose(unit * scale, edge(name), rtol=CLOSE, atol=2e-38 * max(1.0, scale.item()))
     if scale > 0:
-        np.testing.assert_allclose(norm, np.linalg.norm(unit), rtol=1e-6)
+        np.testing.assert_allclose(norm, np.linalg.norm(unit), rtol=CLOSE)
 
 
 def test_finite_or_zero_keeps_what_is_finite():

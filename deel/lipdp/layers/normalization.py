@@ -8,6 +8,7 @@ from keras import ops
 
 from deel.lipdp import _checks, _per_example
 from deel.lipdp.layers._base import DPLayer, NonExpansive
+from deel.lipdp.layers.bias import check_known_shape
 
 __all__ = ["DP_GroupNormalization", "DP_LayerCentering", "DP_NormalizeToBall"]
 
@@ -162,8 +163,8 @@ class DP_GroupNormalization(DPLayer, keras.layers.Layer):
         self.minimum_norm = _checks.number(who, "minimum_norm", minimum_norm, at_least=1e-15)
 
     def build(self, input_shape):
-        channels = input_shape[-1]
-        if channels is None or channels % self.groups:
+        check_known_shape(self, input_shape, "..., channels", "the mean of a group is over all its entries")
+        if input_shape[-1] % self.groups:
             raise ValueError(
                 _checks.message(
                     f"DP_GroupNormalization '{self.name}'",

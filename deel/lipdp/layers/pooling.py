@@ -18,6 +18,7 @@ __all__ = [
     "DP_ScaledGlobalL2NormPooling2D",
     "DP_ScaledL2NormPooling1D",
     "DP_ScaledL2NormPooling2D",
+    "check_image",
 ]
 
 # Rounding of a symmetric eigenvalue solver in double precision is a few n eps of the norm, n below 10,000.
@@ -26,7 +27,8 @@ _EIGENVALUE_SLACK = 1.0 + 1e-10
 _SPATIAL_AXES = {1: "steps", 2: "rows, cols"}
 
 
-def _check_image(layer, input_shape, num_axes):
+def check_image(layer, input_shape, num_axes):
+    """Refuses an input that is no image, or of unknown size."""
     if len(input_shape) != num_axes + 2 or None in input_shape[1:-1]:
         axes = _SPATIAL_AXES[num_axes]
         raise ValueError(
@@ -62,7 +64,7 @@ class _Pooling(DPLayer, keras.layers.Layer):
         return [(total // 2, total - total // 2) for total in totals]
 
     def build(self, input_shape):
-        _check_image(self, input_shape, self.num_axes)
+        check_image(self, input_shape, self.num_axes)
         if min(self.compute_output_shape(input_shape)[1:-1]) < 1:
             raise ValueError(
                 _checks.message(
@@ -236,7 +238,7 @@ class _GlobalPooling2D(DPLayer, keras.layers.Layer):
         self.keepdims = _checks.choice(who, "keepdims", keepdims, {False: False, True: True})
 
     def build(self, input_shape):
-        _check_image(self, input_shape, 2)
+        check_image(self, input_shape, 2)
         self._positions = math.prod(input_shape[1:3])
 
     def compute_output_shape(self, input_shape):

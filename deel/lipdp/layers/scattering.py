@@ -13,13 +13,16 @@ from keras import ops
 from deel.lipdp import _checks
 from deel.lipdp._per_example import half_squares, root
 from deel.lipdp.layers._base import NonExpansive
+from deel.lipdp.layers.bias import check_known_shape
+from deel.lipdp.layers.pooling import check_image
 
 __all__ = ["DP_Scattering2D"]
 
 # The Morlet wavelet of scale 0: bandwidth in pixels and centre frequency. The larger ones are dilations of it.
 _BANDWIDTH, _CENTRE_FREQUENCY = 0.8, 3.0 * math.pi / 4.0
 
-# Rounding of the filters and of the eigenvalues that scale them, in double precision.
+# Rounding of the eigenvalues that scale the filters, in double precision, and of the filters to single: half an eps of
+# theirs, 6e-8.
 _SLACK = 1.0 + 1e-7
 
 
@@ -64,7 +67,8 @@ def _squared_norm(energy, low_pass, stride):
     """Squared norm of `x -> (stride * low-passed x, every stride-th of its pixels; x through all wavelets)`.
 
     At each frequency of the coarse grid the aliases that fold on it see a rank-one matrix from the first part and a
-    diagonal one, `energy`, from the second.
+    diagonal one, `energy`, from the second. Reading the averages half a pixel further changes phases only, and takes
+    away where a real image has no phase.
     """
     coarse = len(low_pass) // stride
     # Axes: coarse row and column, then row and column of the alias.
@@ -106,10 +110,12 @@ class DP_Scattering2D(NonExpansive, keras.layers.Layer):
         1 + J L of them for order 1, and `L^2 J (J - 1) / 2` more for order 2.
 
     Bounds: Euclidean norm, one example; `input_bound` and `gradient_bound`. The image is set into a torus with zeros
-    around it. There one transform, low-pass filter and wavelets together, is scaled to norm 1 on real images: the
-    largest eigenvalue over all frequencies, aliases of the subsampled averages included. Absolute values are
-    non-expansive, and so is the tree of transforms and averages (Mallat, "Group invariant scattering", 2012,
-    proposition 2.5). Zero at zero.
+    around it. There one transform, averages A and wavelets W together, is scaled to `||A x||^2 + ||W x||^2 <= ||x||^2`
+    for real x: by the largest eigenvalue over all frequencies, aliases of the subsampled averages included. For two
+    images x and y the moduli of W x and W y are no further apart than W x and W y, so what A keeps and what goes on
+    are together no further apart than x and y; what goes on is real and passes through the same transform, of which
+    leaving out the finer wavelets or the border only takes away. By induction over the order the outputs are no further
+    apart than the images (Mallat, "Group invariant scattering", 2012). Zero at zero.
 
     Raises:
         TypeError, ValueError: for arguments out of range; at build for an input without a known image shape.
@@ -129,7 +135,8 @@ class DP_Scattering2D(NonExpansive, keras.layers.Layer):
         return 1 + self.angles * self.scales + (second if self.order == 2 else 0)
 
     def build(self, input_shape):
-        _check_image_shape(self, input_shape)
+        check_image(self, input_shape, 2)
+        check_known_shape(self, input_shape, "rows, cols, channels", "each channel has its own paths")
         stride, pixels = 2**self.scales, input_shape[1:3]
         # Room for the tails of the filters, which would otherwise come in again at the other side.
         size = stride * (-(-max(pixels) // stride) + 2)
@@ -171,15 +178,3 @@ def _modulus(spectrum, filters):
     """Absolute value of the images whose transforms are `spectrum` times each of `filters`; gradient 0 at 0."""
     real, imag = ops.ifft2((spectrum[0] * filters, spectrum[1] * filters))
     return root(half_squares(real) + half_squares(imag), 1)
-
-
-def _check_image_shape(layer, input_shape):
-    if len(input_shape) != 4 or None in input_shape[1:]:
-        raise ValueError(
-            _checks.message(
-                f"{type(layer).__name__} '{layer.name}'",
-                "an input of shape (batch, rows, cols, channels) with known rows, cols and channels",
-                f"{tuple(input_shape)}",
-                "State the input shape of the model.",
-            )
-        )
