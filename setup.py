@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_namespace_packages(include=["deel.*"]),
-    package_data={"deel.lipdp": ["py.typed"]},
+    package_data={"deel.lipdp": ["py.typed", "scenes.npz"]},
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.18",

@@ -31,7 +31,7 @@ LEVELS = [
     ["bounds", "noise", "privacy"],
     ["_training", "sampling", "ledger", "_private_model"],
     ["checkpoints", "callbacks", "dynamic", "model", "sensitivity"],
-    ["_datasets", "pipeline", "recipes", "run_folder", "statement", "training_run"],
+    ["_datasets", "_front_end", "pipeline", "features", "recipes", "run_folder", "statement", "training_run"],
     ["testing", "audit", "utils", "robustness"],
     ["conversion", "cli", "__main__"],
 ]
@@ -48,14 +48,15 @@ ESTABLISHED = {
         "DP_QuickSpectralConv2D DP_ClipGradient DPLayer DP_Permute DP_Lambda DP_SpaceToDepth DP_ReLU DP_LeakyReLU "
         "DP_FullSort DP_Householder DP_MaxPool2D DP_AveragePooling2D DP_GlobalAveragePooling2D "
         "DP_ScaledL2NormPooling1D DP_ScaledGlobalL2NormPooling2D DP_QuickFrobeniusDense DP_AddBias DP_Dropout "
-        "DP_Embedding DP_GNP_Factory DP_Conv1D DP_DepthwiseConv2D DP_PatchEmbedding DP_Scattering2D "
-        "DP_GroupNormalization"
+        "DP_ContractiveDense DP_Embedding DP_GNP_Factory DP_Conv1D DP_DepthwiseConv2D DP_PatchEmbedding "
+        "DP_Scattering2D DP_GroupNormalization"
     ),
     "losses": (
         "DP_Loss DP_TauCategoricalCrossentropy DP_TauBCE DP_KCosineSimilarity DP_MulticlassHKR DP_MulticlassKR "
         "DP_MulticlassHinge DP_MeanAbsoluteError"
     ),
     "pipeline": ("DatasetMetadata load_and_prepare_images_data bound_clip_value bound_normalize default_delta_value"),
+    "features": "SceneFeatures StrokeFeatures deskew draw_strokes",
     "robustness": "CertifiedAccuracy certified_accuracy",
     "sensitivity": "get_max_epochs",
     "accounting": "DPGD_Mechanism calibrate_noise",

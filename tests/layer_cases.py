@@ -361,6 +361,8 @@ CASES = [
     dense("square", (5,), 5, cls=layers.DP_QuickFrobeniusDense),
     dense("positions", (4, 5), 3, cls=layers.DP_QuickFrobeniusDense),
     dense("one_unit", (6,), 1, cls=layers.DP_QuickFrobeniusDense),
+    dense("square", (5,), 5, cls=layers.DP_ContractiveDense),
+    dense("positions", (4, 5), 3, cls=layers.DP_ContractiveDense),
     conv("1x1", (4, 4, 3), 4, 1, TIGHT),
     conv("2x2", (6, 5, 2), 3, 2, (1.0, 1.0, 0.995)),
     conv("3x3", (7, 6, 2), 3, 3, (1.0, 1.0, 0.97)),

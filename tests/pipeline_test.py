@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deel.lipdp import _datasets, layers, parameters, pipeline
+from deel.lipdp import _datasets, _front_end, layers, parameters, pipeline
 from deel.lipdp.sampling import sampling_of
 
 REAL_SIZES = {"mnist": (60000, 10000), "fashion_mnist": (60000, 10000), "cifar10": (50000, 10000)}
@@ -342,7 +342,7 @@ def test_bound_fct_bounds_both_parts_and_is_the_max_norm(folder, monkeypatch):
 
 
 def test_front_end_is_applied_once_and_bounds_what_it_gives(folder, monkeypatch):
-    monkeypatch.setattr(pipeline, "_FRONT_END_BATCH", 9)
+    monkeypatch.setattr(_front_end, "_BATCH", 9)
     images = pipeline.load_images("cifar10", folder)
     front_end = [layers.DP_Scattering2D(scales=2, angles=2), layers.DP_GroupNormalization(9, radius=3.0)]
     data = pipeline.load_images("cifar10", folder, front_end=front_end)

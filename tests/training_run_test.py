@@ -179,7 +179,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, monkeypa
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("kwargs", [{"dataset": "nothing"}, {"dataset": "mnist", "data_dir": "nowhere"}])
+@pytest.mark.parametrize("kwargs", [{"recipe": "nothing"}, {"recipe": "mnist", "data_dir": "nowhere"}])
 def test_missing_data_are_refused(tmp_path, kwargs):
     with pytest.raises(ValueError, match="Received: "):
         train(epsilon=3.0, output=tmp_path / "run", **kwargs)

@@ -66,7 +66,15 @@ def _main(
 
 @app.command()
 def train(
-    dataset: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            "--dataset",
+            help="digits, mnist, fashion_mnist or cifar10: the best known settings, on features computed once. "
+            "From pixels: mnist_pixels, fashion_mnist_pixels, cifar10_pixels.",
+        ),
+    ],
     epsilon: Annotated[float, typer.Option(help="Privacy budget, by the PLD accountant.")],
     delta: Annotated[float | None, typer.Option(help="Default: a power of ten below 1 / n (1e-5 for MNIST).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
@@ -74,7 +82,7 @@ def train(
         int | None, typer.Option(help="Expected size of a Poisson batch. Default: the recipe's.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option(help="Run folder, new or empty. Default: runs/DATASET-epsilonEPSILON-TIME.")
+        str | None, typer.Option(help="Run folder, new or empty. Default: runs/RECIPE-epsilonEPSILON-TIME.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")] = False,
     strategy: Annotated[str, typer.Option(help="How noise is shared out: optimal, global or per-layer.")] = "optimal",
@@ -84,6 +92,9 @@ def train(
     data_dir: Annotated[
         str | None, typer.Option(help="Folder with DATASET.npz. Default: $LIPDP_DATA_DIR, else keras.datasets.")
     ] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option(help="Folder for the features of a front end, which are private like their images.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the recipe's.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the loss. Default: the recipe's.")] = None,
     clip_value: Annotated[float | None, typer.Option(help="Clip at the logits. Default: the recipe's.")] = None,
@@ -92,19 +103,20 @@ def train(
         int | None, typer.Option(help="For studies: makes the run reproducible, which voids epsilon.")
     ] = None,
 ):
-    """Train the recipe of a data set within a privacy budget and write a run folder."""
+    """Train a recipe within a privacy budget and write a run folder."""
     from deel.lipdp import training_run
 
     run = training_run.train(
-        dataset,
+        recipe,
         epsilon,
-        output or f"runs/{dataset}-epsilon{epsilon:g}-{time.strftime('%Y%m%d-%H%M%S')}",
+        output or f"runs/{recipe}-epsilon{epsilon:g}-{time.strftime('%Y%m%d-%H%M%S')}",
         delta=delta,
         epochs=epochs,
         batch_size=batch_size,
         strategy=strategy,
         validation_fraction=validation_fraction,
         data_dir=data_dir,
+        cache_dir=cache_dir,
         noise_seed=noise_seed,
         overwrite=overwrite,
         progress=verbose,

@@ -3,11 +3,10 @@
 import dataclasses
 import math
 
-import keras
 import numpy as np
 
 from deel.lipdp import _checks, _datasets
-from deel.lipdp.bounds import LARGEST_ACTIVATION, LayerCall, check_call
+from deel.lipdp._front_end import through_front_end
 from deel.lipdp.parameters import DatasetMetadata
 from deel.lipdp.sampling import poisson_batches
 
@@ -20,9 +19,6 @@ __all__ = [
     "load_and_prepare_images_data",
     "load_images",
 ]
-
-# Images that pass through a front end together: few enough for the memory that their wavelet transforms take.
-_FRONT_END_BATCH = 256
 
 
 def default_delta_value(metadata):
@@ -169,7 +165,7 @@ class ImageData:
         return (self.x_train[kept], self.y_train[kept]), (self.x_train[held], self.y_train[held])
 
 
-def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fct=None, front_end=()):
+def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fct=None, front_end=(), cache_dir=None):
     """Loads an image data set as arrays, in a colour space and with bounded norms.
 
     Args:
@@ -181,16 +177,20 @@ def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fc
             and `"grayscale"` and have no other colour space.
         bound_fct: None, `bound_clip_value(...)`, `bound_normalize(...)`, or a callable on arrays of shape (n, ...) that
             treats examples independently, keeps their shape, and has the norm it guarantees as `.bound`.
-        front_end: sequence of layers of `deel.lipdp.layers` without variables, such as `DP_Scattering2D`. Each image
-            passes through them once, here, instead of once an epoch in the model: the arrays hold what comes out.
+        front_end: sequence of layers of `deel.lipdp.layers` without variables, such as `DP_Scattering2D`, and of
+            callables on arrays of shape (n, ...) that treat examples independently and have the norm they guarantee as
+            `.bound`, such as `deel.lipdp.features.SceneFeatures`. Each image passes through them once, here, instead
+            of once an epoch in the model: the arrays hold what comes out. Nothing in them may be fitted to the records.
+        cache_dir: path of a folder where what comes out of a front end is kept and found again, or None. The file is
+            as private as the images are.
 
     Returns:
         `ImageData`. Pixels are in [0, 1] before the colour space. `max_norm` is `bound_fct.bound`; without a function
         it is the largest norm that an image of this shape and colour space can have. Behind a front end it is the bound
-        that its layers propagate.
+        that its layers propagate and its callables state.
 
     Raises:
-        TypeError: for a `bound_fct` that cannot be called or states no bound, and a `front_end` of other layers.
+        TypeError: for a `bound_fct` or a `front_end` that cannot be called or states no bound.
         ValueError: for an unknown name or colour space, and for data that are missing or malformed.
     """
     who = "load_images"
@@ -226,30 +226,10 @@ def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fc
         arrays[f"x_{part}"] = x
         arrays[f"y_{part}"] = one_hot[arrays[f"y_{part}"]]
     if front_end:
-        features, max_norm = _front_end(front_end, arrays["x_train"].shape[1:], max_norm)
-        for part in ("x_train", "x_test"):
-            arrays[part] = features.predict(arrays[part], batch_size=_FRONT_END_BATCH, verbose=0)
+        images = {part: arrays[part] for part in ("x_train", "x_test")}
+        features, max_norm = through_front_end(tuple(front_end), images, max_norm, cache_dir)
+        arrays |= features
     return ImageData(**arrays, class_names=layout.class_names, max_norm=max_norm)
-
-
-def _front_end(front_end, input_shape, max_norm):
-    """The layers as a model, and the bound on the norm of its output."""
-    model = keras.Sequential([keras.Input(input_shape), *front_end])
-    shape = model.input_shape
-    for index, layer in enumerate(front_end):
-        check_call(LayerCall(layer, (index,), (index + 1,), (shape,)))
-        if layer.variables:
-            raise ValueError(
-                _checks.message(
-                    "load_images",
-                    "front_end to have no variables",
-                    f"{[variable.name for variable in layer.variables]} of {type(layer).__name__} '{layer.name}'",
-                    "What is trained belongs into the model.",
-                )
-            )
-        max_norm = _checks.number("load_images", "max_norm", max_norm, at_most=LARGEST_ACTIVATION)
-        max_norm, shape = layer.propagate_inputs(max_norm), layer.compute_output_shape(shape)
-    return model, max_norm
 
 
 def load_and_prepare_images_data(
@@ -259,6 +239,7 @@ def load_and_prepare_images_data(
     bound_fct=None,
     *,
     front_end=(),
+    cache_dir=None,
     sampling="poisson",
     data_dir=None,
     validation_fraction=0.0,
@@ -267,7 +248,7 @@ def load_and_prepare_images_data(
     """Loads images and makes the data sets for `fit` and `evaluate`; `load_images` followed by a sampler.
 
     Args:
-        dataset_name, colorspace, bound_fct, front_end, data_dir: see `load_images`.
+        dataset_name, colorspace, bound_fct, front_end, cache_dir, data_dir: see `load_images`.
         batch_size: int in [1, n], expected size B of a training batch, and the size of test batches.
         sampling: `"poisson"`: `poisson_batches`, whose epsilon is amplified by B / n (neighbours: one example added or
             removed). None or `"undeclared"`: shuffled batches of B examples, the last one smaller, no amplification.
@@ -285,7 +266,7 @@ def load_and_prepare_images_data(
     who = "load_and_prepare_images_data"
     sampling = _checks.choice(who, "sampling", sampling, {"poisson": "poisson", None: None, "undeclared": None})
     fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
-    data = load_images(dataset_name, data_dir, colorspace, bound_fct, front_end)
+    data = load_images(dataset_name, data_dir, colorspace, bound_fct, front_end, cache_dir)
     train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
     if fraction > 0:
         train, test = data.hold_out(fraction)

@@ -13,7 +13,7 @@ from deel.lipdp.callbacks import DP_Accountant
 from deel.lipdp.noise import get_noise_multiplier_coefs, noise_multiplier_for
 from deel.lipdp.parameters import STRATEGIES, DatasetMetadata, DPParameters
 from deel.lipdp.pipeline import default_delta_value, load_images
-from deel.lipdp.recipes import RECIPES, build_model
+from deel.lipdp.recipes import FRONT_ENDS, RECIPES, build_model
 from deel.lipdp.sampling import poisson_batches
 from deel.lipdp.statement import save_privacy_statement
 
@@ -40,7 +40,7 @@ class TrainingRun:
 
 
 def train(
-    dataset,
+    recipe,
     epsilon,
     output,
     *,
@@ -50,26 +50,27 @@ def train(
     strategy="optimal",
     validation_fraction=0.1,
     data_dir=None,
+    cache_dir=None,
     noise_seed=None,
     overwrite=False,
     progress=True,
     command=None,
     **overrides,
 ):
-    """Trains the recipe of a data set within a privacy budget and writes a run folder.
+    """Trains a recipe within a privacy budget and writes a run folder.
 
     The noise is calibrated so that the whole training costs at most `epsilon` by the PLD accountant. The folder appears
     when everything is done; a run that fails leaves none.
 
     Args:
-        dataset: str, a key of `RECIPES`.
+        recipe: str, a key of `RECIPES`; a data set's own name stands for the best one known.
         epsilon: float > 0, the budget.
         output: str or path of the run folder; see `deel.lipdp.run_folder`.
         delta: float in (0, 1/n), or None for `default_delta_value`. n is the number of examples trained on.
         epochs, batch_size: int, or None for the recipe's.
         strategy: str, how noise is shared out; see `DPParameters`.
         validation_fraction: float in [0, 1), share of the training set held out for `val_accuracy`. The split is fixed.
-        data_dir: path or None; see `load_images`.
+        data_dir, cache_dir: paths or None; see `load_images`.
         noise_seed: int in [0, 2^32) or None. For studies only: makes noise, batches and initial weights reproducible
             (it sets Keras's global seed), which voids epsilon.
         overwrite: bool, whether `output` may be an earlier run, which is then replaced.
@@ -85,7 +86,7 @@ def train(
             is in use, and missing data.
     """
     started, who = time.perf_counter(), "train"
-    recipe = _recipe(who, dataset, {"epochs": epochs, "batch_size": batch_size, **overrides})
+    name, recipe = recipe, _recipe(who, recipe, {"epochs": epochs, "batch_size": batch_size, **overrides})
     epsilon = _checks.number(who, "epsilon", epsilon, above=0.0)
     strategy = _checks.choice(who, "strategy", strategy, STRATEGIES, error=TypeError)
     fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
@@ -95,7 +96,7 @@ def train(
         noise_seed = _checks.integer(who, "noise_seed", noise_seed, at_least=0, at_most=2**32 - 1)
     output = run_folder.check_output(output, overwrite)
 
-    data = load_images(dataset, data_dir)
+    data = load_images(recipe.dataset, data_dir, front_end=FRONT_ENDS[recipe.front_end], cache_dir=cache_dir)
     (x, y), validation = data.hold_out(fraction) if fraction else ((data.x_train, data.y_train), None)
     metadata = DatasetMetadata(
         input_shape=x.shape[1:],
@@ -133,7 +134,8 @@ def train(
         history = run_folder.write_json(folder / "history.json", fitted.history)
         privacy = save_privacy_statement(model, folder, epsilon)
         settings = {
-            "dataset": dataset,
+            "name": name,
+            "dataset": recipe.dataset,
             "epsilon": epsilon,
             "delta": delta,
             "strategy": strategy,
@@ -156,8 +158,8 @@ def train(
     return TrainingRun(output, model, history, privacy, metrics)
 
 
-def _recipe(who, dataset, overrides):
-    recipe = _checks.choice(who, "dataset", dataset, RECIPES)
+def _recipe(who, name, overrides):
+    recipe = _checks.choice(who, "recipe", name, RECIPES)
     fields = [field.name for field in dataclasses.fields(recipe)]
     unknown = sorted(set(overrides) - set(fields))
     if unknown:
@@ -165,5 +167,6 @@ def _recipe(who, dataset, overrides):
     recipe = dataclasses.replace(recipe, **{key: value for key, value in overrides.items() if value is not None})
     # The rest is checked by the metadata, the layers and the loss that get it.
     _checks.integer(who, "epochs", recipe.epochs)
+    _checks.choice(who, "front_end", recipe.front_end, FRONT_ENDS)
     _checks.number(who, "learning_rate", recipe.learning_rate, above=0.0)
     return recipe

@@ -26,7 +26,12 @@ from deel.lipdp.layers.core import (
     DP_Reshape,
     DP_SpaceToDepth,
 )
-from deel.lipdp.layers.dense import DP_QuickFrobeniusDense, DP_QuickSpectralDense, DP_SpectralDense
+from deel.lipdp.layers.dense import (
+    DP_ContractiveDense,
+    DP_QuickFrobeniusDense,
+    DP_QuickSpectralDense,
+    DP_SpectralDense,
+)
 from deel.lipdp.layers.dropout import DP_Dropout
 from deel.lipdp.layers.embedding import DP_Embedding
 from deel.lipdp.layers.factory import DP_GNP_Factory
@@ -59,6 +64,7 @@ __all__ = [
     "DP_BoundedInput",
     "DP_ClipGradient",
     "DP_Concatenate",
+    "DP_ContractiveDense",
     "DP_Conv1D",
     "DP_DepthwiseConv2D",
     "DP_Dropout",

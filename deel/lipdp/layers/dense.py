@@ -7,7 +7,7 @@ from deel.lipdp import _linalg
 from deel.lipdp._traced import traced_once
 from deel.lipdp.layers._kernel import SpectralKernel, UnitBall
 
-__all__ = ["DP_QuickFrobeniusDense", "DP_QuickSpectralDense", "DP_SpectralDense"]
+__all__ = ["DP_ContractiveDense", "DP_QuickFrobeniusDense", "DP_QuickSpectralDense", "DP_SpectralDense"]
 
 _matrix_norm_bound = traced_once(_linalg.matrix_norm_bound)
 _norm_is_at_most_one = traced_once(_linalg.norm_is_at_most_one)
@@ -106,3 +106,32 @@ class DP_QuickFrobeniusDense(DP_QuickSpectralDense):
 
     def _orthogonalize(self, kernel):
         return kernel  # the division by the norm is all
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_ContractiveDense(DP_QuickSpectralDense):
+    """`DP_QuickSpectralDense` whose kernel is left as it is while its norm is at most 1, and divided by it above.
+
+    For the last layer, above all of a linear model: its kernel may start at zero and grow as far as the data carry it,
+    where the other dense layers hold every singular value near 1 and so the noise of each step at full size. Between
+    other layers small singular values shrink signal and gradient, and the bounds do not: prefer `DP_QuickSpectralDense`
+    there.
+
+    Args, input shape, output shape: those of `DP_QuickSpectralDense`; `kernel_initializer` is `"zeros"`.
+
+    Bounds: those of `DP_QuickSpectralDense`, since `||W|| <= 1`.
+
+    Raises:
+        ValueError: for a bias, an activation without a known constant, or a constraint of one's own.
+    """
+
+    largest_norm_kept = 1.0
+
+    def __init__(self, units, activation=None, *, kernel_initializer="zeros", **kwargs):
+        super().__init__(units, activation, kernel_initializer=kernel_initializer, **kwargs)
+
+    def project(self, kernel):
+        return SpectralKernel.project(self, kernel)
+
+    def _orthogonalize(self, kernel):
+        return kernel  # its singular values are what is learned

@@ -1,0 +1,245 @@
+"""Features of images that learn nothing from the records: fitted to drawn images, computed once, then trained upon.
+
+A private linear model on good features needs little of the budget, and its bound is attained: the gradient of an
+example is its features times its residual. What is here is made for `front_end=` of `deel.lipdp.pipeline.load_images`.
+"""
+
+import importlib.resources
+import math
+
+import keras
+import numpy as np
+import scipy.linalg
+import scipy.ndimage
+
+from deel.lipdp import _checks
+from deel.lipdp.layers.scattering import DP_Scattering2D
+from deel.lipdp.pipeline import bound_normalize
+
+__all__ = ["SceneFeatures", "StrokeFeatures", "deskew", "draw_strokes"]
+
+_BATCH = 256  # images in memory at a time, with all their feature maps
+
+
+class SceneFeatures:
+    """Features of a network that learned to tell drawn scenes apart.
+
+    The network saw heaps of coloured leaves drawn at random, and no photograph; `experiments/scenes/pretrain.py` made
+    its weights, which come with the library (3 MB). The outputs of three of its residual blocks are averaged over the
+    cells of a grid, centred and whitened with the mean and the channels' covariance over drawn scenes, and scaled
+    together to norm 1. Each image is treated alone.
+
+    Args:
+        grid: 1, 2 or 4, cells of a side. Few for photographs, whose objects move about; many where things have their
+            place, such as in pictures of clothes.
+        mirrored: bool, whether features are averaged over the image and its mirror image.
+
+    Call: array (n, rows, cols, 1 or 3), pixels in [0, 1] -> float32 (n, 480 grid^2). Smaller images than 32x32 are
+    centred on zeros.
+
+    Attributes:
+        bound: 1.0, norm of the features of one image.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range, and images of another shape.
+    """
+
+    bound = 1.0
+
+    def __init__(self, grid=2, mirrored=True):
+        self.grid = _checks.choice("SceneFeatures", "grid", grid, {1: 1, 2: 2, 4: 4})
+        self.mirrored = bool(mirrored)
+        self._network = self._matrices = None
+
+    def __repr__(self):
+        return f"SceneFeatures(grid={self.grid}, mirrored={self.mirrored})"
+
+    def __call__(self, images):
+        images = _checked_images("SceneFeatures", images, channels=(1, 3))
+        if self._network is None:
+            self._load()
+        return _by_batches(self._features, images)
+
+    def _load(self):
+        with importlib.resources.files("deel.lipdp").joinpath("scenes.npz").open("rb") as file, np.load(file) as arrays:
+            arrays = {name: arrays[name].astype("float32") for name in arrays.files}
+        self._network = _residual_network([(arrays[f"kernel_{i}"], arrays[f"bias_{i}"]) for i in range(11)])
+        self._matrices = [(_cells(arrays[f"mean_{j}"][None], self.grid), arrays[f"whitening_{j}"]) for j in range(3)]
+
+    def _features(self, images):
+        least = [max(32, 4 * self.grid * math.ceil(side / (4 * self.grid))) for side in images.shape[1:3]]
+        border = [
+            ((size - side) // 2, (size - side + 1) // 2) for size, side in zip(least, images.shape[1:3], strict=True)
+        ]
+        images = np.pad(images, [(0, 0), *border, (0, 0)])
+        if images.shape[-1] == 1:
+            images = np.repeat(images, 3, axis=-1)
+        views = [images, images[:, :, ::-1]] if self.mirrored else [images]
+        maps = [[_cells(part, self.grid) for part in self._network.predict_on_batch(view)] for view in views]
+        maps = [np.mean(parts, axis=0) for parts in zip(*maps, strict=True)]
+        whitened = [(part - mean) @ matrix for part, (mean, matrix) in zip(maps, self._matrices, strict=True)]
+        return _unit_rows(whitened)
+
+
+class StrokeFeatures:
+    """Scattering coefficients of an upright character, whitened by those of random pen strokes.
+
+    Each image is deskewed (`deskew`) and passes through `DP_Scattering2D`; the logarithm of the coefficients is
+    centred and whitened with the mean and the channels' covariance over drawn strokes, and scaled to norm 1. Each
+    image is treated alone.
+
+    Args:
+        scales, angles: see `DP_Scattering2D`.
+        drawn: int >= 1, number of drawn images.
+
+    Call: array (n, rows, cols, 1), bright strokes in [0, 1] -> float32 (n, features).
+
+    Attributes:
+        bound: 1.0, norm of the features of one image.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range, and images of another shape.
+    """
+
+    bound = 1.0
+
+    def __init__(self, scales=2, angles=8, drawn=8000):
+        self.scattering = DP_Scattering2D(scales, angles)
+        self.drawn = _checks.integer("StrokeFeatures", "drawn", drawn)
+        self._size = None
+
+    def __repr__(self):
+        return f"StrokeFeatures(scales={self.scattering.scales}, angles={self.scattering.angles}, drawn={self.drawn})"
+
+    def __call__(self, images):
+        images = _checked_images("StrokeFeatures", images, channels=(1,))
+        if images.shape[1:3] != self._size:
+            self._fit(images.shape[1:3])
+        return _by_batches(lambda part: _unit_rows([(self._maps(part) - self._mean) @ self._matrix]), images)
+
+    def _fit(self, size):
+        if size[0] != size[1]:
+            raise ValueError(_checks.message("StrokeFeatures", "square images", f"{size[0]} x {size[1]} pixels", ""))
+        self._size = size
+        self._network = keras.Sequential([keras.Input((*size, 1)), self.scattering])
+        maps = _by_batches(self._maps, draw_strokes(self.drawn, size[0]))
+        self._mean = maps.mean(axis=0, dtype="float64").astype("float32")
+        self._matrix = _whitening(maps - self._mean)
+
+    def _maps(self, images):
+        # Coefficients span orders of magnitude: the finest are small, and tell characters apart all the same.
+        return np.log(np.maximum(self._network.predict_on_batch(deskew(images)), 0.0) + 1e-2)
+
+
+def deskew(images):
+    """Shears and shifts each image so that its mass is centred and its vertical axis upright.
+
+    Args:
+        images: array (n, rows, cols, 1), non-negative. An image of zeros stays as it is.
+
+    Returns:
+        Array of the same shape, float32, interpolated linearly; what leaves the image is cut off.
+    """
+    images = _checked_images("deskew", images, channels=(1,))
+    rows, cols = np.mgrid[: images.shape[1], : images.shape[2]].astype("float64")
+    middle = (np.array(images.shape[1:3]) - 1) / 2.0
+    result = images.copy()
+    for image, upright in zip(images[..., 0], result[..., 0], strict=True):
+        mass = image.sum(dtype="float64")
+        if mass > 0:
+            row, col = (rows * image).sum() / mass, (cols * image).sum() / mass
+            height = ((rows - row) ** 2 * image).sum() / mass
+            slant = ((rows - row) * (cols - col) * image).sum() / mass / max(height, 1e-3)
+            shear = np.array([[1.0, 0.0], [np.clip(slant, -1.0, 1.0), 1.0]])
+            offset = np.array([row, col]) - shear @ middle
+            upright[:] = scipy.ndimage.affine_transform(image, shear, offset, order=1)
+    return result
+
+
+def draw_strokes(count, size=28, seed=0):
+    """Draws bright strokes of a pen on black: one or two smooth curves of one to three pieces in an image.
+
+    Args:
+        count: int >= 1, number of images.
+        size: int >= 1, pixels of a side.
+        seed: int; the same seed draws the same images.
+
+    Returns:
+        float32 array (count, size, size, 1), in [0, 1].
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+    """
+    count = _checks.integer("draw_strokes", "count", count)
+    size = _checks.integer("draw_strokes", "size", size)
+    rng, pixels = np.random.default_rng(seed), np.arange(size)
+    images = np.zeros((count, size, size), "float32")
+    for image in images:
+        for _ in range(rng.integers(1, 3)):
+            width = size / 28.0 * rng.uniform(0.8, 1.4)
+            for piece in _smooth_curve(rng, rng.integers(1, 4), size):
+                inks = (np.exp(-((piece[:, axis, None] - pixels) ** 2) / (2.0 * width**2)) for axis in (0, 1))
+                row, col = inks
+                np.maximum(image, (row[:, :, None] * col[:, None, :]).max(axis=0), out=image)
+    return np.clip(1.6 * images, 0.0, 1.0)[..., None]
+
+
+def _smooth_curve(rng, pieces, size):
+    """Points of Bezier curves, each of which goes on in the direction in which the last one ended."""
+    t = np.linspace(0.0, 1.0, 40)[:, None]
+    start, ahead = rng.uniform(0.18 * size, 0.82 * size, (2, 2))
+    for _ in range(pieces):
+        back, end = rng.uniform(0.18 * size, 0.82 * size, (2, 2))
+        yield (1 - t) ** 3 * start + 3 * (1 - t) ** 2 * t * ahead + 3 * (1 - t) * t**2 * back + t**3 * end
+        start, ahead = end, 2 * end - back
+
+
+def _residual_network(weights):
+    """The blocks of `experiments/scenes/pretrain.py` that are used, normalisation folded into the convolutions."""
+    weights = iter(weights)
+
+    def convolution(x, strides=1):
+        kernel, bias = next(weights)
+        layer = keras.layers.Conv2D(kernel.shape[-1], kernel.shape[0], strides=strides, padding="same", trainable=False)
+        x = layer(x)
+        layer.set_weights([kernel, bias])
+        return x
+
+    inputs = keras.Input((None, None, 3))
+    x, outputs = keras.ops.relu(convolution(4.0 * inputs - 2.0)), []
+    for strides in (2, 1, 2, 1):
+        branch = convolution(keras.ops.relu(convolution(x, strides)))
+        x = keras.ops.relu(branch + (convolution(x, strides) if strides > 1 else x))
+        outputs.append(x)
+    return keras.Model(inputs, outputs[1:])
+
+
+def _whitening(maps, ridge=0.1):
+    """Matrix that makes the channels of centred maps (n, rows, cols, channels) uncorrelated, small ones not at full."""
+    rows = maps.reshape(-1, maps.shape[-1]).astype("float64")
+    values, vectors = scipy.linalg.eigh(rows.T @ rows / len(rows))
+    return (vectors / np.sqrt(values + ridge * values.mean())).astype("float32")
+
+
+def _cells(maps, grid):
+    """Averages of maps (n, rows, cols, channels) over the cells of a grid."""
+    n, rows, cols, channels = maps.shape
+    return maps.reshape(n, grid, rows // grid, grid, cols // grid, channels).mean(axis=(2, 4))
+
+
+def _unit_rows(parts):
+    return bound_normalize(1.0)(np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1))
+
+
+def _by_batches(function, images):
+    return np.concatenate([function(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+
+
+def _checked_images(who, images, channels):
+    images = np.asarray(images, dtype="float32")
+    if images.ndim != 4 or images.shape[-1] not in channels or not len(images):
+        wanted = " or ".join(str(number) for number in channels)
+        raise ValueError(
+            _checks.message(who, f"images (n, rows, cols, {wanted}), at least one", f"shape {images.shape}", "")
+        )
+    return np.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0)
