@@ -225,15 +225,15 @@ def test_folder_that_cannot_be_made_is_refused_before_the_block(tmp_path, monkey
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_crash_in_training_leaves_nothing(tmp_path, monkeypatch, no_calibration, error):
+@pytest.mark.parametrize(("method", "lying_there"), [("fit", 0), ("evaluate", 1)])
+def test_crash_leaves_nothing(tmp_path, monkeypatch, no_calibration, error, method, lying_there):
     def crash(self, *args, **kwargs):
-        assert len(os.listdir(tmp_path)) == 1  # the temporary folder, under a hidden name
-        assert os.listdir(tmp_path)[0].startswith(".run.")
+        assert [name[:5] for name in os.listdir(tmp_path)] == [".run."] * lying_there  # the folder, under a hidden name
         raise error("power cut")
 
-    monkeypatch.setattr(DP_Sequential, "fit", crash)
+    monkeypatch.setattr(DP_Sequential, method, crash)
     with pytest.raises(error, match="power cut"):
-        train_digits(tmp_path / "run", epochs=1)
+        train_digits(tmp_path / "run", epochs=1, validation_fraction=0.0)
     assert os.listdir(tmp_path) == []
 
 

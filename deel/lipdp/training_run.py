@@ -17,7 +17,7 @@ from deel.lipdp.recipes import FRONT_ENDS, RECIPES, build_model
 from deel.lipdp.sampling import poisson_batches
 from deel.lipdp.statement import save_privacy_statement
 
-__all__ = ["TrainingRun", "train"]
+__all__ = ["TrainingRun", "fit_recipe", "train"]
 
 _EVALUATION_BATCH = 1000
 
@@ -90,13 +90,81 @@ def train(
     epsilon = _checks.number(who, "epsilon", epsilon, above=0.0)
     strategy = _checks.choice(who, "strategy", strategy, STRATEGIES, error=TypeError)
     fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
-    if delta is not None:
-        delta = _checks.number(who, "delta", delta, above=0.0, below=1.0)
     if noise_seed is not None:
         noise_seed = _checks.integer(who, "noise_seed", noise_seed, at_least=0, at_most=2**32 - 1)
     output = run_folder.check_output(output, overwrite)
 
     data = load_images(recipe.dataset, data_dir, front_end=FRONT_ENDS[recipe.front_end], cache_dir=cache_dir)
+    model, history = fit_recipe(
+        recipe,
+        epsilon,
+        data,
+        delta=delta,
+        strategy=strategy,
+        validation_fraction=fraction,
+        noise_seed=noise_seed,
+        # A bar redraws its line, which is unreadable in a log file.
+        verbose=(1 if sys.stdout.isatty() else 2) if progress else 0,
+    )
+    with run_folder.new_run_folder(output, overwrite) as folder:
+        test = model.evaluate(data.x_test, data.y_test, batch_size=_EVALUATION_BATCH, verbose=0, return_dict=True)
+        history = run_folder.write_json(folder / "history.json", history)
+        privacy = save_privacy_statement(model, folder, epsilon)
+        settings = {
+            "name": name,
+            "dataset": recipe.dataset,
+            "epsilon": epsilon,
+            "delta": model.dp_parameters.delta,
+            "strategy": strategy,
+            "validation_fraction": fraction,
+            "noise_seed": noise_seed,
+            "recipe": dataclasses.asdict(recipe),
+        }
+        metrics = {
+            "test_accuracy": test["accuracy"],
+            "test_loss": test["loss"],
+            "val_accuracy": history.get("val_accuracy", [None])[-1],
+            "val_loss": history.get("val_loss", [None])[-1],
+            "wall_seconds": round(time.perf_counter() - started, 1),
+            "command": command,
+            "settings": settings,
+        }
+        metrics = run_folder.write_json(folder / "metrics.json", metrics)
+        run_folder.write_curve(folder / "curve.png", history)
+        model.save(folder / "model.keras")
+    return TrainingRun(output, model, history, privacy, metrics)
+
+
+def fit_recipe(
+    recipe,
+    epsilon,
+    data,
+    *,
+    delta=None,
+    strategy="optimal",
+    validation_fraction=0.1,
+    noise_seed=None,
+    callbacks=(),
+    verbose=0,
+):
+    """Trains the network of a recipe on the training part of image data. The test part is not looked at.
+
+    Args:
+        recipe: `Recipe`.
+        epsilon: float > 0, the budget; the noise is calibrated so that all epochs cost at most that by PLD.
+        data: `ImageData` from `load_images`, behind the recipe's front end.
+        delta, strategy, validation_fraction, noise_seed: see `train`.
+        callbacks: sequence of Keras callbacks, after `DP_Accountant`.
+        verbose: int, as in `keras.Model.fit`.
+
+    Returns:
+        `(model, history)`: the trained `DP_Sequential`, and a dict with one value for each epoch.
+
+    Raises:
+        TypeError, ValueError: before any training, for an argument out of range.
+    """
+    who = "fit_recipe"
+    fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
     (x, y), validation = data.hold_out(fraction) if fraction else ((data.x_train, data.y_train), None)
     metadata = DatasetMetadata(
         input_shape=x.shape[1:],
@@ -119,43 +187,15 @@ def train(
     joint *= 1.0 + 1e-12  # so that rounding in the conversion cannot land below the noise that was priced
     multiplier = noise_multiplier_for(joint, strategy, coefs)
     model = build_model(recipe, DPParameters(strategy, multiplier, delta, noise_seed), metadata)
-
-    with run_folder.new_run_folder(output, overwrite) as folder:
-        fitted = model.fit(
-            poisson_batches(x, y, recipe.batch_size, seed=noise_seed),
-            epochs=recipe.epochs,
-            validation_data=validation,
-            validation_batch_size=_EVALUATION_BATCH,
-            callbacks=[DP_Accountant(accountant="pld")],
-            # A bar redraws its line, which is unreadable in a log file.
-            verbose=(1 if sys.stdout.isatty() else 2) if progress else 0,
-        )
-        test = model.evaluate(data.x_test, data.y_test, batch_size=_EVALUATION_BATCH, verbose=0, return_dict=True)
-        history = run_folder.write_json(folder / "history.json", fitted.history)
-        privacy = save_privacy_statement(model, folder, epsilon)
-        settings = {
-            "name": name,
-            "dataset": recipe.dataset,
-            "epsilon": epsilon,
-            "delta": delta,
-            "strategy": strategy,
-            "validation_fraction": fraction,
-            "noise_seed": noise_seed,
-            "recipe": dataclasses.asdict(recipe),
-        }
-        metrics = {
-            "test_accuracy": test["accuracy"],
-            "test_loss": test["loss"],
-            "val_accuracy": history.get("val_accuracy", [None])[-1],
-            "val_loss": history.get("val_loss", [None])[-1],
-            "wall_seconds": round(time.perf_counter() - started, 1),
-            "command": command,
-            "settings": settings,
-        }
-        metrics = run_folder.write_json(folder / "metrics.json", metrics)
-        run_folder.write_curve(folder / "curve.png", history)
-        model.save(folder / "model.keras")
-    return TrainingRun(output, model, history, privacy, metrics)
+    fitted = model.fit(
+        poisson_batches(x, y, recipe.batch_size, seed=noise_seed),
+        epochs=recipe.epochs,
+        validation_data=validation,
+        validation_batch_size=_EVALUATION_BATCH,
+        callbacks=[DP_Accountant(accountant="pld"), *callbacks],
+        verbose=verbose,
+    )
+    return model, fitted.history
 
 
 def _recipe(who, name, overrides):

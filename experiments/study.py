@@ -1,0 +1,157 @@
+"""What the accuracy studies share: runs of `lipdp train` that are resumed where they stopped, and tuning.
+
+A study is a folder with `settings.json`. Each of its points names a recipe, a budget and what differs from the recipe:
+
+    {"name": "features-epsilon3", "recipe": "mnist", "epsilon": 3.0, "settings": {"learning_rate": 0.375}}
+
+    LIPDP_DATA_DIR=... python experiments/MNIST/run.py
+
+makes the runs that are missing, three for each point, over the whole training set, each with fresh noise and in a
+process of its own; `lipdp train` reads the test set once, after the last step. Every finished run is written at once.
+
+    LIPDP_DATA_DIR=... python experiments/MNIST/run.py --points features-epsilon3 --tune learning_rate=0.2,0.4
+
+tries settings on a held-out tenth of the training set and adds a line for each to `tuning.jsonl`; results say how many
+were tried before them. With `--wandb`, the sweep of `sweep.yaml` runs the same command.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+RUNS = 3
+
+
+def main(folder, description):
+    """Command line of a study's `run.py`."""
+    folder = pathlib.Path(folder)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--points", nargs="+", metavar="NAME", help="names in settings.json; all of them by default")
+    parser.add_argument("--tune", nargs="+", metavar="FIELD=VALUE[,VALUE...]", help="try settings on held-out data")
+    parser.add_argument("--wandb", action="store_true", help="log each run to wandb, offline with WANDB_MODE=offline")
+    parser.add_argument("--cache-dir", help="folder for features, as private as the images")
+    arguments = parser.parse_args()
+    points = json.loads((folder / "settings.json").read_text())["points"]
+    unknown = set(arguments.points or ()) - {point["name"] for point in points}
+    if unknown:
+        parser.error(f"no points {sorted(unknown)} in {folder / 'settings.json'}")
+    chosen = [point for point in points if not arguments.points or point["name"] in arguments.points]
+    for point in chosen:
+        if arguments.tune:
+            tune(folder, point, arguments)
+        else:
+            make_runs(folder, point, arguments)
+
+
+def make_runs(folder, point, arguments):
+    """Adds the runs that are missing to the result of a point."""
+    path = folder / "results" / f"{point['name']}.json"
+    result = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    if result["runs"] and result["point"] != point:
+        raise SystemExit(f"{path} has runs of other settings than settings.json: move it away to begin anew.")
+    while len(result["runs"]) < RUNS:
+        run = one_run(point, arguments.cache_dir)
+        runs = [*result["runs"], run]
+        accuracies = [run["metrics"]["test_accuracy"] for run in runs]
+        result = {
+            "command": f"python experiments/{folder.name}/run.py --points {point['name']}",
+            "point": point,
+            "test_accuracy_mean": round(statistics.mean(accuracies), 5),
+            "test_accuracy_stdev": round(statistics.stdev(accuracies), 5) if len(runs) > 1 else None,
+            "epsilon_pld_max": max(run["privacy"]["epsilon_pld"] for run in runs),
+            "epsilon_rdp_max": max(run["privacy"]["epsilon_rdp"] for run in runs),
+            "delta": run["privacy"]["delta"],
+            "runs_tried_before": len(tried(folder)) + point.get("tried_by_hand", 0),
+            "runs": runs,
+        }
+        write(path, json.dumps(result, indent=1) + "\n")
+        print(folder.name, point["name"], len(runs), accuracies[-1], run["privacy"]["epsilon"], flush=True)
+        if arguments.wandb:
+            to_wandb(folder.name, point["name"], point["settings"], run["history"], run["metrics"]["test_accuracy"])
+
+
+def one_run(point, cache_dir):
+    """`lipdp train` on the whole training set, in a process of its own; what its run folder says."""
+    arguments = ["train", "--recipe", point["recipe"], "--epsilon", f"{point['epsilon']:g}", "--delta", "1e-5"]
+    arguments += ["--validation-fraction", "0"]
+    for field, value in point["settings"].items():
+        arguments += [f"--{field.replace('_', '-')}", f"{value}"]
+    with tempfile.TemporaryDirectory() as temporary:
+        output = pathlib.Path(temporary) / "run"
+        command = [sys.executable, "-m", "deel.lipdp", *arguments, "--output", str(output), "--quiet"]
+        command += ["--cache-dir", cache_dir] if cache_dir else []
+        subprocess.run(command, check=True, stderr=sys.stderr, stdout=subprocess.DEVNULL)
+        content = {
+            name: json.loads((output / f"{name}.json").read_text()) for name in ("metrics", "privacy", "history")
+        }
+    del content["metrics"]["command"]  # names a temporary folder
+    return {"command": " ".join(["lipdp", *arguments]), "commit": commit(), **content}
+
+
+def tune(folder, point, arguments):
+    """Tries each combination of settings once, on the held-out tenth; appends what came out to `tuning.jsonl`."""
+    import dataclasses
+
+    from deel.lipdp.pipeline import load_images
+    from deel.lipdp.recipes import FRONT_ENDS, RECIPES
+    from deel.lipdp.training_run import fit_recipe
+
+    choices = {}
+    for text in arguments.tune:
+        field, values = text.split("=")
+        choices[field] = [json.loads(value) for value in values.split(",")]
+    base = dataclasses.replace(RECIPES[point["recipe"]], **point["settings"])
+    data = load_images(base.dataset, front_end=FRONT_ENDS[base.front_end], cache_dir=arguments.cache_dir)
+    data = dataclasses.replace(data, x_test=data.x_test[:0], y_test=data.y_test[:0])
+    for values in itertools.product(*choices.values()):
+        settings = dict(zip(choices, values, strict=True))
+        _, history = fit_recipe(dataclasses.replace(base, **settings), point["epsilon"], data, delta=1e-5)
+        line = {
+            "point": point["name"],
+            "recipe": point["recipe"],
+            "epsilon": point["epsilon"],
+            "settings": {**point["settings"], **settings},
+            "val_accuracy": round(history["val_accuracy"][-1], 5),
+        }
+        with (folder / "tuning.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(line, flush=True)
+        if arguments.wandb:
+            to_wandb(folder.name, f"tune-{point['name']}", line["settings"], history)
+
+
+def tried(folder):
+    """Lines of `tuning.jsonl`."""
+    path = folder / "tuning.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def to_wandb(study, name, settings, history, test_accuracy=None):
+    """One run of wandb, with one step for each epoch."""
+    import wandb
+
+    with wandb.init(project=f"lipdp-{study}", name=name, config=settings) as run:
+        for epoch in range(len(history["epsilon"])):
+            run.log({key: values[epoch] for key, values in history.items()})
+        if test_accuracy is not None:
+            run.summary["test_accuracy"] = test_accuracy
+
+
+def commit():
+    """The commit that is checked out, with a mark if tracked files differ from it."""
+    text = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    return text.stdout.strip()
+
+
+def write(path, text):
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
