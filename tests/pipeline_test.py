@@ -385,6 +385,78 @@ def test_front_end_built_for_other_images_is_refused(folder):
         pipeline.load_images("digits", front_end=[average, average])
 
 
+class Doubled:
+    """A feature map that counts its calls."""
+
+    bound, calls = 7.0, 0
+
+    def __call__(self, x):
+        Doubled.calls += 1
+        return np.concatenate([x, x], axis=-1)
+
+    def __repr__(self):
+        return "Doubled()"
+
+
+def test_feature_maps_and_layers_follow_one_another(folder):
+    images = pipeline.load_images("mnist", folder)
+    data = pipeline.load_images("mnist", folder, front_end=[layers.DP_Flatten(), Doubled(), layers.DP_LayerCentering()])
+    assert data.x_train.shape == (40, 2 * 784) and data.max_norm == 7.0
+    flat = images.x_train.reshape(40, -1)
+    np.testing.assert_allclose(data.x_train[:, :784], flat - flat.mean(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_callable_without_a_bound_is_refused(folder):
+    with pytest.raises(TypeError, match="state as `bound` the norm"):
+        pipeline.load_images("mnist", folder, front_end=[np.tanh])
+
+
+def test_cache_holds_what_came_out_and_is_found_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Doubled, "calls", 0)
+    cache = tmp_path / "new" / "cache"
+
+    def load(name="mnist", front_end=None, **kwargs):
+        front_end = front_end or [layers.DP_LayerCentering(), Doubled()]
+        return pipeline.load_images(name, folder, front_end=front_end, cache_dir=cache, **kwargs)
+
+    plain = pipeline.load_images("mnist", folder, front_end=[layers.DP_LayerCentering(), Doubled()])
+    first, calls = load(), Doubled.calls
+    again = load()
+    assert Doubled.calls == calls and len(list(cache.iterdir())) == 2
+    for data in (first, again):
+        np.testing.assert_array_equal(data.x_train, plain.x_train)
+        np.testing.assert_array_equal(data.x_test, plain.x_test)
+        assert data.max_norm == plain.max_norm == 7.0
+    # As private as the images: for its owner's eyes.
+    assert {path.stat().st_mode & 0o777 for path in cache.iterdir()} == {0o600}
+    # Other images, and another front end, have files of their own.
+    load("fashion_mnist", bound_fct=pipeline.bound_clip_value(2.0))
+    load(front_end=[layers.DP_LayerCentering(axis=(1, 2)), Doubled()])
+    assert Doubled.calls > calls and len(list(cache.iterdir())) == 6
+
+
+def test_damaged_cache_is_made_anew(folder, tmp_path):
+    cache = tmp_path / "cache"
+    first = pipeline.load_images("mnist", folder, front_end=[Doubled()], cache_dir=cache)
+    whole = {path: path.read_bytes() for path in cache.iterdir()}
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2])
+    again = pipeline.load_images("mnist", folder, front_end=[Doubled()], cache_dir=cache)
+    np.testing.assert_array_equal(again.x_train, first.x_train)
+    assert {path: path.read_bytes() for path in cache.iterdir()} == whole
+
+
+def test_cache_is_refused_where_it_could_be_taken_for_another(folder, tmp_path):
+    class Nameless:
+        bound = 1.0
+
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="repr says all"):
+        pipeline.load_images("mnist", folder, front_end=[Nameless()], cache_dir=tmp_path / "cache")
+
+
 # Splits and data sets
 
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import pathlib
-import secrets
+import tempfile
 
 import keras
 import numpy as np
@@ -140,11 +140,13 @@ def _read(path):
 
 
 def _write(path, rows):
-    temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
+    # Readable by its owner alone, as temporary files are.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
             np.save(file, rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -104,12 +104,13 @@ class StrokeFeatures:
     bound = 1.0
 
     def __init__(self, scales=2, angles=8, drawn=8000):
-        self.scattering = DP_Scattering2D(scales, angles)
+        self.scales = _checks.integer("StrokeFeatures", "scales", scales)
+        self.angles = _checks.integer("StrokeFeatures", "angles", angles)
         self.drawn = _checks.integer("StrokeFeatures", "drawn", drawn)
         self._size = None
 
     def __repr__(self):
-        return f"StrokeFeatures(scales={self.scattering.scales}, angles={self.scattering.angles}, drawn={self.drawn})"
+        return f"StrokeFeatures(scales={self.scales}, angles={self.angles}, drawn={self.drawn})"
 
     def __call__(self, images):
         images = _checked_images("StrokeFeatures", images, channels=(1,))
@@ -121,7 +122,7 @@ class StrokeFeatures:
         if size[0] != size[1]:
             raise ValueError(_checks.message("StrokeFeatures", "square images", f"{size[0]} x {size[1]} pixels", ""))
         self._size = size
-        self._network = keras.Sequential([keras.Input((*size, 1)), self.scattering])
+        self._network = keras.Sequential([keras.Input((*size, 1)), DP_Scattering2D(self.scales, self.angles)])
         maps = _by_batches(self._maps, draw_strokes(self.drawn, size[0]))
         self._mean = maps.mean(axis=0, dtype="float64").astype("float32")
         self._matrix = _whitening(maps - self._mean)

@@ -18,6 +18,7 @@ def stack():
         layers.DP_BoundedInput(doubles.UPPER_BOUND, input_shape=doubles.SHAPE),
         layers.DP_SpaceToDepth(2),
         layers.DP_QuickFrobeniusDense(6, name="frobenius"),
+        layers.DP_ContractiveDense(6, kernel_initializer="orthogonal", name="contractive"),
         layers.DP_AddBias(0.5, name="bias"),
         layers.DP_Householder(name="householder"),
         layers.DP_Lambda(doubled_and_shifted, lipschitz_constant=2.0, norm_at_zero=0.5 * (9 * 6) ** 0.5),
@@ -39,11 +40,35 @@ def test_no_example_exceeds_the_bounds_of_a_model(cls, tmp_path):
     for _ in range(2):
         model.fit(x, y, epochs=1, verbose=0)
         ratios, _, _ = model.signal_to_noise_elementwise((x, y))
-        assert set(ratios) == {"frobenius/kernel", "bias/bias", "householder/theta", "dense/kernel"}
+        assert set(ratios) == {
+            "frobenius/kernel",
+            "contractive/kernel",
+            "bias/bias",
+            "householder/theta",
+            "dense/kernel",
+        }
         assert all(0 < ratio.max() <= 1.0 for ratio in ratios.values())
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (3, 6), (300, 10), (4, 1)])
+def test_contractive_kernel_is_scaled_above_norm_one_and_left_alone_below(shape):
+    layer = layers.DP_ContractiveDense(shape[1])
+    layer.build((None, shape[0]))
+    assert not np.any(layer.kernel)
+    kernel = np.random.default_rng(0).normal(size=shape)
+    kernel /= np.linalg.norm(kernel, 2)
+    for norm in (0.01, 0.97):
+        small = (norm * kernel).astype("float32")
+        np.testing.assert_array_equal(layer.project(small), small)
+    for norm in (1.0 - 1e-7, 1.0 + 1e-7, 1.01, 30.0):
+        projected = np.asarray(layer.project((norm * kernel).astype("float32")))
+        assert np.linalg.norm(projected.astype("float64"), 2) <= 1.0 and layer.certified_norm(projected) <= 1.0
+        # The certificate of a norm is a few percent above it at most.
+        np.testing.assert_allclose(projected / np.linalg.norm(projected), kernel / np.linalg.norm(kernel), atol=1e-6)
+        assert np.linalg.norm(projected, 2) > 0.95
 
 
 def token_model(upper_bound=(WORDS - 1) * TOKENS**0.5, **kwargs):
