@@ -16,6 +16,7 @@ were tried before them. With `--wandb`, the sweep of `sweep.yaml` runs the same 
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -28,8 +29,18 @@ import tempfile
 RUNS = 3
 
 
-def main(folder, description):
-    """Command line of a study's `run.py`."""
+def main(folder, description, run=None, try_once=None, metric="accuracy"):
+    """Command line of a study's `run.py`.
+
+    Args:
+        folder: path of the study.
+        description: str.
+        run: callable `(point, cache_dir)` that gives a dict with `test_<metric>`, `privacy` and `history`; the default
+            is `lipdp train`.
+        try_once: callable `(point, cache_dir)` that gives the history of a training on all but a held-out part, with
+            `val_<metric>`; the default trains a recipe. It has no test set to look at.
+        metric: str, name of the metric.
+    """
     folder = pathlib.Path(folder)
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--points", nargs="+", metavar="NAME", help="names in settings.json; all of them by default")
@@ -44,26 +55,26 @@ def main(folder, description):
     chosen = [point for point in points if not arguments.points or point["name"] in arguments.points]
     for point in chosen:
         if arguments.tune:
-            tune(folder, point, arguments)
+            tune(folder, point, arguments, try_once or train_recipe, metric)
         else:
-            make_runs(folder, point, arguments)
+            make_runs(folder, point, arguments, run or lipdp_train, metric)
 
 
-def make_runs(folder, point, arguments):
+def make_runs(folder, point, arguments, run_once, metric):
     """Adds the runs that are missing to the result of a point."""
     path = folder / "results" / f"{point['name']}.json"
     result = json.loads(path.read_text()) if path.exists() else {"runs": []}
     if result["runs"] and result["point"] != point:
         raise SystemExit(f"{path} has runs of other settings than settings.json: move it away to begin anew.")
     while len(result["runs"]) < RUNS:
-        run = one_run(point, arguments.cache_dir)
+        run = {"commit": commit(), **run_once(point, arguments.cache_dir)}
         runs = [*result["runs"], run]
-        accuracies = [run["metrics"]["test_accuracy"] for run in runs]
+        scores = [run[f"test_{metric}"] for run in runs]
         result = {
             "command": f"python experiments/{folder.name}/run.py --points {point['name']}",
             "point": point,
-            "test_accuracy_mean": round(statistics.mean(accuracies), 5),
-            "test_accuracy_stdev": round(statistics.stdev(accuracies), 5) if len(runs) > 1 else None,
+            f"test_{metric}_mean": round(statistics.mean(scores), 5),
+            f"test_{metric}_stdev": round(statistics.stdev(scores), 5) if len(runs) > 1 else None,
             "epsilon_pld_max": max(run["privacy"]["epsilon_pld"] for run in runs),
             "epsilon_rdp_max": max(run["privacy"]["epsilon_rdp"] for run in runs),
             "delta": run["privacy"]["delta"],
@@ -71,12 +82,13 @@ def make_runs(folder, point, arguments):
             "runs": runs,
         }
         write(path, json.dumps(result, indent=1) + "\n")
-        print(folder.name, point["name"], len(runs), accuracies[-1], run["privacy"]["epsilon"], flush=True)
+        print(folder.name, point["name"], len(runs), scores[-1], run["privacy"]["epsilon"], flush=True)
         if arguments.wandb:
-            to_wandb(folder.name, point["name"], point["settings"], run["history"], run["metrics"]["test_accuracy"])
+            summary = {f"test_{metric}": scores[-1]}
+            to_wandb(folder.name, point["name"], point["settings"], run["history"], summary)
 
 
-def one_run(point, cache_dir):
+def lipdp_train(point, cache_dir):
     """`lipdp train` on the whole training set, in a process of its own; what its run folder says."""
     arguments = ["train", "--recipe", point["recipe"], "--epsilon", f"{point['epsilon']:g}", "--delta", "1e-5"]
     arguments += ["--validation-fraction", "0"]
@@ -91,39 +103,39 @@ def one_run(point, cache_dir):
             name: json.loads((output / f"{name}.json").read_text()) for name in ("metrics", "privacy", "history")
         }
     del content["metrics"]["command"]  # names a temporary folder
-    return {"command": " ".join(["lipdp", *arguments]), "commit": commit(), **content}
+    accuracy = content["metrics"]["test_accuracy"]
+    return {"command": " ".join(["lipdp", *arguments]), "test_accuracy": accuracy, **content}
 
 
-def tune(folder, point, arguments):
-    """Tries each combination of settings once, on the held-out tenth; appends what came out to `tuning.jsonl`."""
-    import dataclasses
-
+def train_recipe(point, cache_dir):
+    """The recipe of a point on nine tenths of the training set; its history, with `val_accuracy` on the last."""
     from deel.lipdp.pipeline import load_images
     from deel.lipdp.recipes import FRONT_ENDS, RECIPES
     from deel.lipdp.training_run import fit_recipe
 
+    recipe = dataclasses.replace(RECIPES[point["recipe"]], **point["settings"])
+    data = load_images(recipe.dataset, front_end=FRONT_ENDS[recipe.front_end], cache_dir=cache_dir)
+    data = dataclasses.replace(data, x_test=data.x_test[:0], y_test=data.y_test[:0])
+    _, history = fit_recipe(recipe, point["epsilon"], data, delta=1e-5)
+    return history
+
+
+def tune(folder, point, arguments, try_once, metric):
+    """Tries each combination of settings once, on held-out data; appends what came out to `tuning.jsonl`."""
     choices = {}
     for text in arguments.tune:
         field, values = text.split("=")
         choices[field] = [json.loads(value) for value in values.split(",")]
-    base = dataclasses.replace(RECIPES[point["recipe"]], **point["settings"])
-    data = load_images(base.dataset, front_end=FRONT_ENDS[base.front_end], cache_dir=arguments.cache_dir)
-    data = dataclasses.replace(data, x_test=data.x_test[:0], y_test=data.y_test[:0])
     for values in itertools.product(*choices.values()):
-        settings = dict(zip(choices, values, strict=True))
-        _, history = fit_recipe(dataclasses.replace(base, **settings), point["epsilon"], data, delta=1e-5)
-        line = {
-            "point": point["name"],
-            "recipe": point["recipe"],
-            "epsilon": point["epsilon"],
-            "settings": {**point["settings"], **settings},
-            "val_accuracy": round(history["val_accuracy"][-1], 5),
-        }
+        settings = {**point["settings"], **dict(zip(choices, values, strict=True))}
+        history = try_once({**point, "settings": settings}, arguments.cache_dir)
+        score = round(history[f"val_{metric}"][-1], 5)
+        line = {"point": point["name"], "epsilon": point["epsilon"], "settings": settings, f"val_{metric}": score}
         with (folder / "tuning.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print(line, flush=True)
         if arguments.wandb:
-            to_wandb(folder.name, f"tune-{point['name']}", line["settings"], history)
+            to_wandb(folder.name, f"tune-{point['name']}", settings, history)
 
 
 def tried(folder):
@@ -132,15 +144,14 @@ def tried(folder):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def to_wandb(study, name, settings, history, test_accuracy=None):
+def to_wandb(study, name, settings, history, summary=()):
     """One run of wandb, with one step for each epoch."""
     import wandb
 
     with wandb.init(project=f"lipdp-{study}", name=name, config=settings) as run:
         for epoch in range(len(history["epsilon"])):
             run.log({key: values[epoch] for key, values in history.items()})
-        if test_accuracy is not None:
-            run.summary["test_accuracy"] = test_accuracy
+        run.summary.update(dict(summary))
 
 
 def commit():

@@ -31,7 +31,17 @@ LEVELS = [
     ["bounds", "noise", "privacy"],
     ["_training", "sampling", "ledger", "_private_model"],
     ["checkpoints", "callbacks", "dynamic", "model", "sensitivity"],
-    ["_datasets", "_front_end", "pipeline", "features", "recipes", "run_folder", "statement", "training_run"],
+    [
+        "_adbench",
+        "_datasets",
+        "_front_end",
+        "pipeline",
+        "features",
+        "recipes",
+        "run_folder",
+        "statement",
+        "training_run",
+    ],
     ["testing", "audit", "utils", "robustness"],
     ["conversion", "cli", "__main__"],
 ]
@@ -55,8 +65,11 @@ ESTABLISHED = {
         "DP_Loss DP_TauCategoricalCrossentropy DP_TauBCE DP_KCosineSimilarity DP_MulticlassHKR DP_MulticlassKR "
         "DP_MulticlassHinge DP_MeanAbsoluteError"
     ),
-    "pipeline": ("DatasetMetadata load_and_prepare_images_data bound_clip_value bound_normalize default_delta_value"),
-    "features": "SceneFeatures StrokeFeatures deskew draw_strokes",
+    "pipeline": (
+        "DatasetMetadata load_and_prepare_images_data bound_clip_value bound_normalize default_delta_value "
+        "load_images load_adbench_data prepare_tabular_data"
+    ),
+    "features": "FourierFeatures SceneFeatures StrokeFeatures deskew draw_strokes",
     "robustness": "CertifiedAccuracy certified_accuracy",
     "sensitivity": "get_max_epochs",
     "accounting": "DPGD_Mechanism calibrate_noise",

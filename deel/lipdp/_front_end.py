@@ -15,7 +15,7 @@ from deel.lipdp.bounds import LARGEST_ACTIVATION, LayerCall, check_call
 
 __all__ = ["through_front_end"]
 
-_WHO = "load_images"
+_WHO = "front end"
 # Images that pass through layers together: few enough for the memory that their wavelet transforms take.
 _BATCH = 256
 

@@ -1,7 +1,8 @@
-"""Features of images that learn nothing from the records: fitted to drawn images, computed once, then trained upon.
+"""Features that learn nothing from the records: fitted to drawn images or random, computed once, then trained upon.
 
 A private linear model on good features needs little of the budget, and its bound is attained: the gradient of an
-example is its features times its residual. What is here is made for `front_end=` of `deel.lipdp.pipeline.load_images`.
+example is its features times its residual. What is here is made for `front_end=` of `load_images` and
+`prepare_tabular_data` in `deel.lipdp.pipeline`.
 """
 
 import importlib.resources
@@ -16,7 +17,7 @@ from deel.lipdp import _checks
 from deel.lipdp.layers.scattering import DP_Scattering2D
 from deel.lipdp.pipeline import bound_normalize
 
-__all__ = ["SceneFeatures", "StrokeFeatures", "deskew", "draw_strokes"]
+__all__ = ["FourierFeatures", "SceneFeatures", "StrokeFeatures", "deskew", "draw_strokes"]
 
 _BATCH = 256  # images in memory at a time, with all their feature maps
 
@@ -130,6 +131,65 @@ class StrokeFeatures:
     def _maps(self, images):
         # Coefficients span orders of magnitude: the finest are small, and tell characters apart all the same.
         return np.log(np.maximum(self._network.predict_on_batch(deskew(images)), 0.0) + 1e-2)
+
+
+class FourierFeatures:
+    """Random waves of the rows of a table: a linear model on them is nearly one with a Gaussian kernel.
+
+    Cosines and sines of random projections, scaled together to norm 1 (Rahimi and Recht, "Random features for
+    large-scale kernel machines", 2007). They depend on the seed and on nothing in the records, and the gradient of an
+    example in a linear model on them has the norm of its residual: the bound is attained.
+
+    Args:
+        units: int >= 2, number of features, shared out evenly between the scales in pairs.
+        scales: sequence of float > 0, standard deviations of the frequencies. A column that moves by `1 / scale` turns
+            a wave by about one radian: small ones follow trends, large ones details.
+        compress: bool, whether `arcsinh(x)` takes the place of `x`, which tames heavy tails.
+        seed: int >= 0.
+
+    Call: array (n, d) of numbers -> float32 (n, units).
+
+    Attributes:
+        bound: 1.0, norm of the features of one row.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range, and rows of another shape.
+    """
+
+    bound = 1.0
+
+    def __init__(self, units=512, scales=(0.1, 0.3, 1.0), compress=False, seed=0):
+        who = "FourierFeatures"
+        self.scales = tuple(_checks.number(who, "scales", scale, above=0.0) for scale in scales)
+        self.units = _checks.integer(who, "units", units, at_least=2 * max(1, len(self.scales)))
+        self.compress = bool(compress)
+        self.seed = _checks.integer(who, "seed", seed, at_least=0)
+        if not self.scales or self.units % (2 * len(self.scales)):
+            raise ValueError(
+                _checks.message(
+                    who,
+                    "at least one scale, and units to be a multiple of twice their number",
+                    f"units={units}, scales={self.scales}",
+                    "Change units.",
+                )
+            )
+
+    def __repr__(self):
+        return f"FourierFeatures(units={self.units}, scales={self.scales}, compress={self.compress}, seed={self.seed})"
+
+    def __call__(self, rows):
+        rows = np.nan_to_num(np.asarray(rows, dtype="float64"), nan=0.0, posinf=0.0, neginf=0.0)
+        if rows.ndim != 2 or not rows.size:
+            raise ValueError(_checks.message("FourierFeatures", "rows (n, d), not empty", f"shape {rows.shape}", ""))
+        rows = np.arcsinh(rows) if self.compress else rows
+        rng, waves = np.random.default_rng(self.seed), self.units // (2 * len(self.scales))
+        kernel = np.concatenate([scale * rng.standard_normal((rows.shape[1], waves)) for scale in self.scales], axis=1)
+
+        def features(part):
+            angles = np.nan_to_num(part @ kernel, nan=0.0, posinf=0.0, neginf=0.0)
+            return _unit_rows([np.cos(angles).astype("float32"), np.sin(angles).astype("float32")])
+
+        return _by_batches(features, rows)
 
 
 def deskew(images):

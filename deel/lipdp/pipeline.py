@@ -1,12 +1,13 @@
-"""Loading images, bounding their norm, and making the batches to train on."""
+"""Loading images and tables, bounding their norm, and making the batches to train on."""
 
 import dataclasses
 import math
 
 import numpy as np
 
-from deel.lipdp import _checks, _datasets
+from deel.lipdp import _adbench, _checks, _datasets
 from deel.lipdp._front_end import through_front_end
+from deel.lipdp.bounds import LARGEST_ACTIVATION
 from deel.lipdp.parameters import DatasetMetadata
 from deel.lipdp.sampling import poisson_batches
 
@@ -16,8 +17,10 @@ __all__ = [
     "bound_clip_value",
     "bound_normalize",
     "default_delta_value",
+    "load_adbench_data",
     "load_and_prepare_images_data",
     "load_images",
+    "prepare_tabular_data",
 ]
 
 
@@ -150,19 +153,22 @@ class ImageData:
         Raises:
             ValueError: if `fraction` is out of range or leaves one part empty.
         """
-        who = "ImageData.hold_out"
-        fraction = _checks.number(who, "fraction", fraction, above=0.0, below=1.0)
-        n = len(self.x_train)
-        count = round(fraction * n)
-        if not 0 < count < n:
-            raise ValueError(
-                _checks.message(
-                    who, "at least one example in each part", f"{count} of {n} examples held out", "Change fraction."
-                )
+        return _split("ImageData.hold_out", self.x_train, self.y_train, fraction, seed=0)
+
+
+def _split(who, x, y, fraction, seed):
+    """Two parts of the examples, the second with that share of them, drawn from n and the seed alone."""
+    fraction = _checks.number(who, "fraction", fraction, above=0.0, below=1.0)
+    count = round(fraction * len(x))
+    if not 0 < count < len(x):
+        raise ValueError(
+            _checks.message(
+                who, "at least one example in each part", f"{count} of {len(x)} examples held out", "Change fraction."
             )
-        order = np.random.default_rng(0).permutation(n)
-        held, kept = np.sort(order[:count]), np.sort(order[count:])
-        return (self.x_train[kept], self.y_train[kept]), (self.x_train[held], self.y_train[held])
+        )
+    order = np.random.default_rng(seed).permutation(len(x))
+    held, kept = np.sort(order[:count]), np.sort(order[count:])
+    return (x[kept], y[kept]), (x[held], y[held])
 
 
 def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fct=None, front_end=(), cache_dir=None):
@@ -264,21 +270,108 @@ def load_and_prepare_images_data(
         TypeError, ValueError: as `load_images`, and for a number or sampling out of range.
     """
     who = "load_and_prepare_images_data"
-    sampling = _checks.choice(who, "sampling", sampling, {"poisson": "poisson", None: None, "undeclared": None})
-    fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
+    sampling, fraction = _checked_plan(who, sampling, validation_fraction)
     data = load_images(dataset_name, data_dir, colorspace, bound_fct, front_end, cache_dir)
     train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
     if fraction > 0:
         train, test = data.hold_out(fraction)
+    facts = {"max_norm": data.max_norm, "nb_classes": len(data.class_names), "class_names": data.class_names}
+    return _prepared(train, test, batch_size, sampling, seed, facts)
+
+
+def load_adbench_data(dataset_name, data_dir=None, test_fraction=0.2):
+    """Loads a table of the ADBench collection (anomaly detection with known anomalies) and splits it.
+
+    Args:
+        dataset_name: `"campaign"`, `"celeba"`, `"magic"`, `"mammography"`, `"pendigits"`, `"shuttle"`, `"skin"` or
+            `"yeast"`.
+        data_dir: path of a folder with the collection's file (`5_campaign.npz`, ...), or None: the environment variable
+            LIPDP_DATA_DIR, and without it the collection's repository. The file's SHA-256 is checked.
+        test_fraction: float in (0, 1). The collection has no split; this one depends on n alone.
+
+    Returns:
+        `(x_train, y_train, x_test, y_test)`: float32 arrays (n, d), as the collection has them (most columns of most
+        tables were standardised by it, with statistics of all records), and (n, 1), 1.0 for anomalies.
+
+    Raises:
+        ValueError: for an unknown name, a fraction out of range, and a file that cannot be had or is another one.
+    """
+    x, y = _adbench.read_table(dataset_name, data_dir)
+    train, test = _split("load_adbench_data", x, y[:, None].astype("float32"), test_fraction, seed=1)
+    return *train, *test
+
+
+def prepare_tabular_data(
+    x_train,
+    y_train,
+    x_test,
+    y_test,
+    batch_size=256,
+    bound_fct=None,
+    *,
+    front_end=(),
+    sampling="poisson",
+    validation_fraction=0.0,
+    seed=None,
+):
+    """Bounds the norm of the rows of a table and makes the data sets for `fit` and `evaluate`.
+
+    Args:
+        x_train, x_test: arrays (n, d) of numbers. Scale the columns by what is known without looking at the records: a
+            mean or a maximum over private records is a release of its own.
+        y_train, y_test: arrays (n, outputs) of labels, in the form that the loss takes.
+        batch_size, sampling, validation_fraction, seed: see `load_and_prepare_images_data`.
+        bound_fct: `bound_clip_value(...)`, `bound_normalize(...)`, or None where a callable of the front end states the
+            bound.
+        front_end: see `load_images`; `deel.lipdp.features.FourierFeatures` is made for tables.
+
+    Returns:
+        `(ds_train, ds_test, metadata)`; see `load_and_prepare_images_data`.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range, arrays that do not match, and rows that nothing bounds.
+    """
+    who = "prepare_tabular_data"
+    sampling, fraction = _checked_plan(who, sampling, validation_fraction)
+    steps = (bound_fct, *front_end) if bound_fct is not None else tuple(front_end)
+    if not any(callable(step) and hasattr(step, "bound") for step in steps):
+        raise ValueError(
+            _checks.message(
+                who,
+                "a bound on the norm of a row",
+                "neither a bound_fct nor a callable with a bound in front_end",
+                "Pass bound_fct=bound_clip_value(c), with a c that was chosen without looking at the records.",
+            )
+        )
+    rows = {"train": np.asarray(x_train, "float32"), "test": np.asarray(x_test, "float32")}
+    labels = {"train": np.asarray(y_train, "float32"), "test": np.asarray(y_test, "float32")}
+    for part in rows:
+        x, y = rows[part], labels[part]
+        if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
+            expected = f"x_{part} of shape (n, d) and y_{part} of shape (n, outputs), n >= 1"
+            raise ValueError(_checks.message(who, expected, f"{x.shape} and {y.shape}", "Reshape them."))
+    # A number that no float32 can hold counts as 0, as it does in what bounds a row.
+    rows, max_norm = through_front_end(steps, rows, LARGEST_ACTIVATION)
+    train, test = ((rows[part], labels[part]) for part in ("train", "test"))
+    if fraction > 0:
+        train, test = _split(who, *train, fraction, seed=0)
+    return _prepared(train, test, batch_size, sampling, seed, {"max_norm": max_norm, "nb_classes": train[1].shape[1]})
+
+
+def _checked_plan(who, sampling, validation_fraction):
+    sampling = _checks.choice(who, "sampling", sampling, {"poisson": "poisson", None: None, "undeclared": None})
+    return sampling, _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
+
+
+def _prepared(train, test, batch_size, sampling, seed, facts):
+    """Data sets of arrays and their metadata, to which `facts` add what is known of the kind of data."""
     metadata = DatasetMetadata(
         input_shape=train[0].shape[1:],
         nb_samples_train=len(train[0]),
         batch_size=batch_size,
-        max_norm=data.max_norm,
-        nb_classes=len(data.class_names),
         nb_samples_test=len(test[0]),
-        class_names=data.class_names,
         sampling=sampling,
+        **facts,
     )
     make_train = poisson_batches if sampling == "poisson" else _shuffled_batches
     return make_train(*train, batch_size, seed=seed), _batches(*test, batch_size), metadata
