@@ -2,8 +2,8 @@
 
 LIPDP_DATA_DIR=... python experiments/tabular/run.py
 
-
-
+A linear layer on random waves of the rows, or on the rows themselves. Four fifths of a table are trained on; the rest
+is the test set, read once, after the last step. `--tune` holds out a fifth of the training set.
 """
 
 import pathlib
@@ -17,13 +17,11 @@ from deel.lipdp import DP_Accountant, DP_Sequential, DPParameters, layers
 from deel.lipdp.accounting import calibrate_noise
 from deel.lipdp.features import FourierFeatures
 from deel.lipdp.losses import DP_TauBCE
-from deel.lipdp.pipeline import bound_clip_value, load_adbench_data, prepare_tabular_data
+from deel.lipdp.pipeline import bound_clip_value, default_delta_value, load_adbench_data, prepare_tabular_data
 from deel.lipdp.statement import privacy_report
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import study
-
-DELTA = 1e-5
 
 
 def train(point, held_out):
@@ -44,16 +42,16 @@ def train(point, held_out):
         front_end=front_end,
         validation_fraction=0.2 if held_out else 0.0,
     )
-    epochs, n = settings["epochs"], metadata.nb_samples_train
+    epochs, n, delta = settings["epochs"], metadata.nb_samples_train, default_delta_value(metadata)
     # The noise multiplier of a single layer is the joint one.
-    noise = calibrate_noise(point["epsilon"], DELTA, metadata.batch_size, n, epochs, accountant="pld") * (1.0 + 1e-12)
+    noise = calibrate_noise(point["epsilon"], delta, metadata.batch_size, n, epochs, accountant="pld")
     model = DP_Sequential(
         [
             layers.DP_BoundedInput(metadata.max_norm, input_shape=metadata.input_shape),
             layers.DP_ContractiveDense(1),
             layers.DP_ClipGradient(settings["clip_value"]),
         ],
-        dp_parameters=DPParameters("optimal", noise, DELTA),
+        dp_parameters=DPParameters("optimal", noise * (1.0 + 1e-12), delta),
         dataset_metadata=metadata,
     )
     decay = keras.optimizers.schedules.PolynomialDecay(
