@@ -158,7 +158,7 @@ class FourierFeatures:
 
     bound = 1.0
 
-    def __init__(self, units=512, scales=(0.1, 0.3, 1.0), compress=False, seed=0):
+    def __init__(self, units=600, scales=(0.1, 0.3, 1.0), compress=False, seed=0):
         who = "FourierFeatures"
         self.scales = tuple(_checks.number(who, "scales", scale, above=0.0) for scale in scales)
         self.units = _checks.integer(who, "units", units, at_least=2 * max(1, len(self.scales)))
