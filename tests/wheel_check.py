@@ -23,6 +23,9 @@ def main():
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", str(wheel)], check=True)
         code = "import deel.lip, deel.lipdp.model as m; assert 'env' in m.__file__, m.__file__"
         subprocess.run([str(python), "-c", code], check=True, cwd=folder)
+        # The weights of the features are in the wheel.
+        code = "import numpy as np, deel.lipdp.features as f; f.SceneFeatures()(np.ones((1, 32, 32, 3)))"
+        subprocess.run([str(python), "-c", code], check=True, cwd=folder)
         subprocess.run([str(python), "-m", "deel.lipdp", "demo", "--output", "run"], check=True, cwd=folder)
         assert (folder / "run" / "privacy.json").exists()
     print("wheel: installed beside deel-lip, demo run")
