@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from deel.lipdp import features
+from deel.lipdp import _front_end
 from deel.lipdp.features import SceneFeatures, StrokeFeatures, deskew, draw_strokes
 
 MAPS = {
@@ -38,15 +38,15 @@ def test_features_have_norm_one_whatever_the_image(case):
 
 
 def test_each_image_is_treated_alone(case, monkeypatch):
-    """Neither the other images of a batch nor those that came before change what one gives."""
+    """Neither other images, nor their number, nor those that came before change a single bit of what one gives."""
     function, shape, _ = case
-    images = random_images(3, shape)
+    monkeypatch.setattr(_front_end, "_BATCH", 8)
+    images = random_images(11, shape)
     alone = function(images[:1])
-    hostile = np.concatenate([images[:1], 1e30 * images[1:2], np.full_like(images[2:], np.nan)])
-    monkeypatch.setattr(features, "_BATCH", 2)
-    # Convolutions of another batch size sum in another order: single precision, features below 1.
-    np.testing.assert_allclose(function(hostile)[:1], alone, atol=2e-6)
-    np.testing.assert_allclose(function(images[:1]), alone, atol=2e-6)
+    hostile = np.concatenate([np.full_like(images[:1], np.nan), 1e30 * images[1:3], images[:1], images[3:]])
+    np.testing.assert_array_equal(function(hostile)[3:4], alone)
+    np.testing.assert_array_equal(function(np.concatenate([images[1:], images[:1]]))[-1:], alone)
+    np.testing.assert_array_equal(function(images[:1]), alone)
 
 
 def test_maps_made_anew_are_the_same():

@@ -13,11 +13,25 @@ import numpy as np
 from deel.lipdp import _checks
 from deel.lipdp.bounds import LARGEST_ACTIVATION, LayerCall, check_call
 
-__all__ = ["through_front_end"]
+__all__ = ["by_batches", "through_front_end"]
 
 _WHO = "front end"
-# Images that pass through layers together: few enough for the memory that their wavelet transforms take.
+# Rows that are worked on together: few enough images for the memory that their wavelet transforms take.
 _BATCH = 256
+
+
+def by_batches(function, rows):
+    """Applies a function of rows, one independent of the other, to batches of one size.
+
+    The last batch is filled up with zeros: kernels choose their order of summation by the size of a batch, and a row
+    would otherwise depend, in its last digits, on how many there are.
+    """
+    parts = []
+    for i in range(0, len(rows), _BATCH):
+        part = rows[i : i + _BATCH]
+        filled = np.concatenate([part, np.zeros((_BATCH - len(part), *part.shape[1:]), part.dtype)])
+        parts.append(function(filled)[: len(part)])
+    return np.concatenate(parts)
 
 
 def through_front_end(front_end, images, max_norm, cache_dir=None):
@@ -85,7 +99,7 @@ def _through_layers(steps, rows, max_norm, compute):
         max_norm, shape = layer.propagate_inputs(max_norm), layer.compute_output_shape(shape)
     if not compute:
         return np.broadcast_to(np.float32(0), (0, *shape[1:])), max_norm
-    return model.predict(rows, batch_size=_BATCH, verbose=0), max_norm
+    return by_batches(model.predict_on_batch, rows), max_norm
 
 
 def _check(step):

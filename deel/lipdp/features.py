@@ -14,12 +14,11 @@ import scipy.linalg
 import scipy.ndimage
 
 from deel.lipdp import _checks
+from deel.lipdp._front_end import by_batches
 from deel.lipdp.layers.scattering import DP_Scattering2D
 from deel.lipdp.pipeline import bound_normalize
 
 __all__ = ["FourierFeatures", "SceneFeatures", "StrokeFeatures", "deskew", "draw_strokes"]
-
-_BATCH = 256  # images in memory at a time, with all their feature maps
 
 
 class SceneFeatures:
@@ -59,7 +58,7 @@ class SceneFeatures:
         images = _checked_images("SceneFeatures", images, channels=(1, 3))
         if self._network is None:
             self._load()
-        return _by_batches(self._features, images)
+        return by_batches(self._features, images)
 
     def _load(self):
         with importlib.resources.files("deel.lipdp").joinpath("scenes.npz").open("rb") as file, np.load(file) as arrays:
@@ -117,14 +116,14 @@ class StrokeFeatures:
         images = _checked_images("StrokeFeatures", images, channels=(1,))
         if images.shape[1:3] != self._size:
             self._fit(images.shape[1:3])
-        return _by_batches(lambda part: _unit_rows([(self._maps(part) - self._mean) @ self._matrix]), images)
+        return by_batches(lambda part: _unit_rows([(self._maps(part) - self._mean) @ self._matrix]), images)
 
     def _fit(self, size):
         if size[0] != size[1]:
             raise ValueError(_checks.message("StrokeFeatures", "square images", f"{size[0]} x {size[1]} pixels", ""))
         self._size = size
         self._network = keras.Sequential([keras.Input((*size, 1)), DP_Scattering2D(self.scales, self.angles)])
-        maps = _by_batches(self._maps, draw_strokes(self.drawn, size[0]))
+        maps = by_batches(self._maps, draw_strokes(self.drawn, size[0]))
         self._mean = maps.mean(axis=0, dtype="float64").astype("float32")
         self._matrix = _whitening(maps - self._mean)
 
@@ -189,7 +188,7 @@ class FourierFeatures:
             angles = np.nan_to_num(part @ kernel, nan=0.0, posinf=0.0, neginf=0.0)
             return _unit_rows([np.cos(angles).astype("float32"), np.sin(angles).astype("float32")])
 
-        return _by_batches(features, rows)
+        return by_batches(features, rows)
 
 
 def deskew(images):
@@ -290,10 +289,6 @@ def _cells(maps, grid):
 
 def _unit_rows(parts):
     return bound_normalize(1.0)(np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1))
-
-
-def _by_batches(function, images):
-    return np.concatenate([function(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
 
 
 def _checked_images(who, images, channels):
