@@ -79,7 +79,7 @@ def plot(study, title, published):
     for family, points in families.items():
         x, y, error = zip(*sorted(points), strict=True)
         axes.errorbar(x, y, yerr=error, marker="o", capsize=3, linewidth=2, label=f"lipdp, {family}")
-    for (name, curve), marker in zip(published.items(), "sv^D", strict=True):
+    for (name, curve), marker in zip(published.items(), "sv^DP", strict=True):
         if study in curve:
             axes.plot(*zip(*curve[study], strict=True), marker=marker, linestyle="--", linewidth=1, label=name)
     axes.set(xscale="log", xlabel="epsilon, delta 1e-5", ylabel="test accuracy, %", title=title)
@@ -120,8 +120,8 @@ def certified_section():
         "## Certified accuracy, CIFAR-10",
         "",
         "Share of test images, in percent, that are classified right whatever is added to them within a radius:",
-        "Euclidean norm, pixels in [0, 1]. A private linear layer on a scattering transform scaled to norm 1, certified",
-        "from the image on (`deel.lipdp.robustness`).",
+        "Euclidean norm, pixels in [0, 1]. A private linear layer on a scattering transform scaled to norm 1,",
+        "certified from the image on (`deel.lipdp.robustness`).",
         f"Epsilon {result['epsilon_pld_max']:.3f} at delta 1e-5, mean of three runs,",
         f"{result['runs_tried_before']} trainings looked at before; `python experiments/certified/run.py`.",
         "Published for clipless training at epsilon 20: 39.1 at 1/255 and 30.9 at 4/255 (Bethune et al., 2024).",
