@@ -64,10 +64,14 @@ def make_runs(folder, point, arguments, run_once, metric):
     """Adds the runs that are missing to the result of a point."""
     path = folder / "results" / f"{point['name']}.json"
     result = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    if result["runs"] and result["point"] != point:
-        raise SystemExit(f"{path} has runs of other settings than settings.json: move it away to begin anew.")
+    for run in result["runs"]:
+        made_with = run.get("metrics", {}).get("settings", {}).get("recipe")
+        if result["point"] != point or (made_with is not None and made_with != recipe_of(point)):
+            raise SystemExit(f"{path} has runs of other settings than those of now: move it away to begin anew.")
     while len(result["runs"]) < RUNS:
         run = {"commit": commit(), **run_once(point, arguments.cache_dir)}
+        if path.exists():  # another process may have added a run: none whose test score was seen is left out
+            result = json.loads(path.read_text())
         runs = [*result["runs"], run]
         scores = [run[f"test_{metric}"] for run in runs]
         result = {
@@ -90,7 +94,7 @@ def make_runs(folder, point, arguments, run_once, metric):
 
 def lipdp_train(point, cache_dir):
     """`lipdp train` on the whole training set, in a process of its own; what its run folder says."""
-    arguments = ["train", "--recipe", point["recipe"], "--epsilon", f"{point['epsilon']:g}", "--delta", "1e-5"]
+    arguments = ["train", "--recipe", point["recipe"], "--epsilon", repr(point["epsilon"]), "--delta", "1e-5"]
     arguments += ["--validation-fraction", "0"]
     for field, value in point["settings"].items():
         arguments += [f"--{field.replace('_', '-')}", f"{value}"]
@@ -105,6 +109,15 @@ def lipdp_train(point, cache_dir):
     del content["metrics"]["command"]  # names a temporary folder
     accuracy = content["metrics"]["test_accuracy"]
     return {"command": " ".join(["lipdp", *arguments]), "test_accuracy": accuracy, **content}
+
+
+def recipe_of(point):
+    """The recipe of a point as JSON has it."""
+    from deel.lipdp.recipes import RECIPES
+
+    return json.loads(
+        json.dumps(dataclasses.asdict(dataclasses.replace(RECIPES[point["recipe"]], **point["settings"])))
+    )
 
 
 def train_recipe(point, cache_dir):
@@ -156,7 +169,8 @@ def to_wandb(study, name, settings, history, summary=()):
 
 def commit():
     """The commit that is checked out, with a mark if tracked files differ from it."""
-    text = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    command, here = ["git", "describe", "--always", "--dirty"], pathlib.Path(__file__).parent
+    text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here)
     return text.stdout.strip()
 
 

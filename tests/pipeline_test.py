@@ -388,14 +388,11 @@ def test_front_end_built_for_other_images_is_refused(folder):
 class Doubled:
     """A feature map that counts its calls."""
 
-    bound, calls = 7.0, 0
+    bound, calls, cache_key = 7.0, 0, "Doubled"
 
     def __call__(self, x):
         Doubled.calls += 1
         return np.concatenate([x, x], axis=-1)
-
-    def __repr__(self):
-        return "Doubled()"
 
 
 def test_feature_maps_and_layers_follow_one_another(folder):
@@ -435,26 +432,87 @@ def test_cache_holds_what_came_out_and_is_found_again(folder, tmp_path, monkeypa
     assert Doubled.calls > calls and len(list(cache.iterdir())) == 6
 
 
-def test_damaged_cache_is_made_anew(folder, tmp_path):
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def flipped(content):
+    """One bit of the numbers is another."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, lambda content: b"PK\x03\x04", lambda content: b""])
+def test_damaged_cache_is_made_anew(folder, tmp_path, damage):
     cache = tmp_path / "cache"
     first = pipeline.load_images("mnist", folder, front_end=[Doubled()], cache_dir=cache)
-    whole = {path: path.read_bytes() for path in cache.iterdir()}
-    for path, content in whole.items():
-        path.write_bytes(content[: len(content) // 2])
+    for path in cache.iterdir():
+        path.write_bytes(damage(path.read_bytes()))
     again = pipeline.load_images("mnist", folder, front_end=[Doubled()], cache_dir=cache)
     np.testing.assert_array_equal(again.x_train, first.x_train)
-    assert {path: path.read_bytes() for path in cache.iterdir()} == whole
+    np.testing.assert_array_equal(again.x_test, first.x_test)
 
 
-def test_cache_is_refused_where_it_could_be_taken_for_another(folder, tmp_path):
-    class Nameless:
-        bound = 1.0
+class Middle:
+    """Changes the shape, so that layers behind it have other bounds than on images."""
 
+    bound, cache_key = 1.0, "Middle"
+
+    def __call__(self, x):
+        return pipeline.bound_normalize(1.0)(x[:, 2:6, 2:6])
+
+
+def test_cached_features_have_the_bound_that_they_were_made_with(tmp_path):
+    loads = [
+        pipeline.load_images(
+            "digits", front_end=[Middle(), layers.DP_GlobalAveragePooling2D()], cache_dir=tmp_path / "cache"
+        )
+        for _ in range(2)
+    ]
+    assert loads[0].max_norm == loads[1].max_norm == 0.25
+    assert norms(loads[1].x_train).max() <= 0.25
+
+
+def test_cache_tells_arithmetic_apart(folder, tmp_path):
+    """A policy that makes layers work in half precision without being told."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        pipeline.load_images("mnist", folder, front_end=[Doubled()], cache_dir=tmp_path / "cache")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    pipeline.load_images("mnist", folder, front_end=[Doubled()], cache_dir=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+class Nameless:
+    bound = 1.0
+
+    def __call__(self, x):
+        return x
+
+
+class OwnLayer(layers.DP_LayerCentering):
+    pass
+
+
+@pytest.mark.parametrize(
+    "step",
+    [Nameless(), OwnLayer(), layers.DP_Lambda(tf.identity, lipschitz_constant=1.0)],
+    ids=["callable", "own layer", "lambda"],
+)
+def test_cache_is_refused_where_it_could_be_taken_for_another(folder, tmp_path, step):
+    pipeline.load_images("mnist", folder, front_end=[step])
+    with pytest.raises(ValueError, match="cache_key.*leave cache_dir out"):
+        pipeline.load_images("mnist", folder, front_end=[step], cache_dir=tmp_path / "cache")
+
+
+def test_front_end_that_loses_rows_is_refused(folder):
+    class Loses(Nameless):
         def __call__(self, x):
-            return x
+            return x[1:]
 
-    with pytest.raises(ValueError, match="repr says all"):
-        pipeline.load_images("mnist", folder, front_end=[Nameless()], cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match="one row for each of 40.*39 rows"):
+        pipeline.load_images("mnist", folder, front_end=[Loses()])
 
 
 # Splits and data sets

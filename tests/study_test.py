@@ -65,6 +65,26 @@ def test_runs_of_other_settings_are_not_mixed(study, monkeypatch):
         call(study, monkeypatch, run=lambda *_: finished(0.7))
 
 
+def test_runs_of_another_recipe_are_not_mixed(study, monkeypatch):
+    [point] = json.loads((study.folder / "settings.json").read_text())["points"]
+    recipe = {**study.recipe_of(point), "batch_size": 7}
+    call(study, monkeypatch, run=lambda *_: {**finished(0.7), "metrics": {"settings": {"recipe": recipe}}})
+    with pytest.raises(SystemExit, match="other settings"):
+        call(study, monkeypatch, run=lambda *_: finished(0.7))
+
+
+def test_no_seen_test_score_is_left_out(study, monkeypatch):
+    """Two processes at one point: all runs are in the result, however many."""
+
+    def other_process(*_):
+        if not (study.folder / "results").exists():
+            call(study, monkeypatch, run=lambda *_: finished(0.5))
+        return finished(0.7)
+
+    call(study, monkeypatch, run=other_process)
+    assert [run["test_accuracy"] for run in result(study)["runs"]] == [0.5, 0.5, 0.5, 0.7]
+
+
 def test_tries_are_recorded_and_counted(study, monkeypatch):
     def try_once(point, cache_dir):
         assert point["settings"]["epochs"] == 2

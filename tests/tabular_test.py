@@ -98,10 +98,17 @@ def test_waves_have_norm_one_whatever_the_row():
         assert np.all(norms <= 1.0) and np.all(norms > 1.0 - 1e-6)
 
 
-def test_waves_treat_each_row_alone_and_depend_on_the_seed():
-    rows = np.random.default_rng(0).normal(size=(300, 5))
-    function = FourierFeatures(units=12)
-    np.testing.assert_allclose(function(rows)[7:8], function(rows[7:8]), atol=1e-6)
+@pytest.mark.parametrize("scale", [1.0, 1e9, 1.7e18])
+def test_waves_treat_each_row_alone(scale):
+    """Of angles as large as these a matrix product would leave nothing, in another way at each place of a batch."""
+    rows = (scale * (1.0 + 0.01 * np.random.default_rng(0).normal(size=(600, 10)))).astype("float32")
+    function = FourierFeatures()
+    np.testing.assert_allclose(function(rows)[1:], function(rows[1:]), atol=1e-7)
+    np.testing.assert_allclose(function(rows)[7:8], function(rows[7:8]), atol=1e-7)
+
+
+def test_waves_depend_on_the_seed():
+    rows, function = np.random.default_rng(0).normal(size=(3, 5)), FourierFeatures(units=12)
     assert not np.allclose(function(rows[:1]), FourierFeatures(units=12, seed=1)(rows[:1]), atol=0.01)
 
 
@@ -135,7 +142,7 @@ def rows_and_labels(n=200, seed=0):
 
 def test_prepared_table_is_bounded_sampled_and_described():
     (x, y), (x_test, y_test) = rows_and_labels(), rows_and_labels(50, seed=1)
-    x[0] = 1e6
+    x[0], x[1] = 1e6, 1e60
     train, test, metadata = pipeline.prepare_tabular_data(x, y, x_test, y_test, 20, pipeline.bound_clip_value(2.0))
     assert metadata.max_norm == 2.0 and metadata.input_shape == (4,) and metadata.nb_classes == 1
     assert (metadata.nb_samples_train, metadata.nb_samples_test) == (200, 50) and metadata.sampling == "poisson"
@@ -155,6 +162,9 @@ def test_rows_that_nothing_bounds_and_arrays_that_do_not_match_are_refused():
         with pytest.raises(ValueError, match="bound on the norm of a row.*bound_clip_value"):
             pipeline.prepare_tabular_data(x, y, x, y, 5, front_end=front_end)
     bound = pipeline.bound_clip_value(1.0)
+    for other in [(x, y, x[:, :3], y), (x, y, x, np.concatenate([y, y], axis=1))]:
+        with pytest.raises(ValueError, match="rows of one shape"):
+            pipeline.prepare_tabular_data(*other, 5, front_end=[FourierFeatures(6)])
     for bad in [(x[:-1], y, x, y), (x, y[:, 0], x, y), (x, y, x[:, :, None], y), (x, y, x[:0], y[:0])]:
         with pytest.raises(ValueError, match="x_(train|test) of shape"):
             pipeline.prepare_tabular_data(*bad, 5, bound)

@@ -39,6 +39,26 @@ def read(run, name):
     return json.loads((run.output / name).read_text())
 
 
+def test_a_fit_that_is_resumed_stays_within_the_budget(tmp_path, no_calibration):
+    """What an interrupted epoch has spent is spent: the run ends early rather than above epsilon."""
+    from deel.lipdp.callbacks import get_eps_delta
+    from deel.lipdp.checkpoints import DP_BackupAndRestore
+
+    data, recipe = pipeline.load_images("digits"), dataclasses.replace(recipes.RECIPES["digits"], epochs=2)
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise KeyboardInterrupt
+
+    plan = [(GaussianStep(PoissonSampling(256 / N_TRAIN), 4.0), 2 * math.ceil(N_TRAIN / 256))]
+    epsilon = compute_epsilon(plan, 1e-4, "pld")
+    with pytest.raises(KeyboardInterrupt):
+        training_run.fit_recipe(recipe, epsilon, data, callbacks=[DP_BackupAndRestore(tmp_path), Interrupt()])
+    model, _ = training_run.fit_recipe(recipe, epsilon, data, callbacks=[DP_BackupAndRestore(tmp_path)])
+    assert get_eps_delta(model, accountant="pld")[0] <= epsilon
+
+
 def test_folder_holds_every_file_and_nothing_lies_beside_it(run):
     assert sorted(os.listdir(run.output)) == sorted(run_folder.FILES)
     assert os.listdir(run.output.parent) == ["digits"]

@@ -1,4 +1,4 @@
-"""What is computed once for each image before the training: fixed layers, features, and their cache."""
+"""What is computed once for each image or row before the training: fixed layers, features, and their cache."""
 
 import hashlib
 import itertools
@@ -44,44 +44,37 @@ def through_front_end(front_end, images, max_norm, cache_dir=None):
         cache_dir: path or None; see `load_images`.
 
     Returns:
-        `(features, max_norm)`: a dict with the keys of `images`, and the bound on the norm of one row.
+        `(features, max_norm)`: a dict of float32 arrays with the keys of `images`, and the bound on the norm of a row.
 
     Raises:
         TypeError, ValueError: as `load_images`.
     """
     for step in front_end:
         _check(step)
-    names = list(images)
-    paths = dict.fromkeys(names)
-    if cache_dir is not None:
-        identity = _identity(front_end)
-        paths = {name: _cache_path(cache_dir, identity, images[name]) for name in names}
-    features, bounds = {}, set()
-    for name in names:
-        features[name], bound = _rows(front_end, images[name], max_norm, paths[name])
-        bounds.add(bound)
-    [max_norm] = bounds
-    return features, max_norm
+    identity = None if cache_dir is None else _identity(front_end, max_norm)
+    features, bounds = {}, {}
+    for name, rows in images.items():
+        path = None if identity is None else _cache_path(cache_dir, identity, rows)
+        found = _read(path, len(rows))
+        if found is None:
+            found = _computed(front_end, rows, max_norm)
+            _write(path, *found)
+        features[name], bounds[name] = found
+    return features, max(bounds.values())
 
 
-def _rows(front_end, rows, max_norm, path):
-    """One array through all steps; read from `path` where it is, written there where it is not."""
-    cached = _read(path)
+def _computed(front_end, rows, max_norm):
+    """What comes out of all steps, and the bound on its norm."""
     for is_layers, steps in itertools.groupby(front_end, key=lambda step: isinstance(step, keras.layers.Layer)):
-        steps = list(steps)
         if is_layers:
-            rows, max_norm = _through_layers(steps, rows, max_norm, compute=cached is None)
-        for step in () if is_layers else steps:
-            rows = rows if cached is not None else np.asarray(step(rows), dtype="float32")
-            max_norm = _checks.number(_WHO, "front_end bound", step.bound, above=0.0)
-    if cached is not None:
-        return cached, max_norm
-    if path is not None:
-        _write(path, rows)
-    return rows, max_norm
+            rows, max_norm = _through_layers(list(steps), rows, max_norm)
+        else:
+            for step in steps:
+                rows, max_norm = _through_callable(step, rows)
+    return rows.astype("float32", copy=False), float(max_norm)
 
 
-def _through_layers(steps, rows, max_norm, compute):
+def _through_layers(steps, rows, max_norm):
     model = keras.Sequential([keras.Input(rows.shape[1:]), *steps])
     shape = model.input_shape
     for index, layer in enumerate(steps):
@@ -97,9 +90,18 @@ def _through_layers(steps, rows, max_norm, compute):
             )
         max_norm = _checks.number(_WHO, "max_norm", max_norm, at_most=LARGEST_ACTIVATION)
         max_norm, shape = layer.propagate_inputs(max_norm), layer.compute_output_shape(shape)
-    if not compute:
-        return np.broadcast_to(np.float32(0), (0, *shape[1:])), max_norm
     return by_batches(model.predict_on_batch, rows), max_norm
+
+
+def _through_callable(step, rows):
+    result = np.asarray(step(rows), dtype="float32")
+    if len(result) != len(rows):
+        raise ValueError(
+            _checks.message(
+                _WHO, f"{step!r} to give one row for each of {len(rows)}", f"{len(result)} rows", "Labels would shift."
+            )
+        )
+    return result, _checks.number(_WHO, "bound", step.bound, above=0.0)
 
 
 def _check(step):
@@ -114,51 +116,58 @@ def _check(step):
         )
 
 
-def _identity(front_end):
-    """Text that two front ends share only if they do the same."""
-    texts = []
+def _identity(front_end, max_norm):
+    """Text that two front ends share only if they do the same, as far as they can be told apart."""
+    from deel.lipdp import __version__
+
+    # Where arithmetic is chosen behind the layers' backs.
+    parts = [__version__, repr(max_norm), keras.config.dtype_policy().name, keras.config.image_data_format()]
     for step in front_end:
         if isinstance(step, keras.layers.Layer):
             config = {name: value for name, value in step.get_config().items() if name != "name"}
-            texts.append(f"{type(step).__name__} {json.dumps(config, sort_keys=True, default=str)}")
+            parts.append(json.dumps([type(step).__name__, config], sort_keys=True, default=str))
         else:
-            texts.append(repr(step))
-    text = "\n".join(texts)
-    if " at 0x" in text:
-        raise ValueError(
-            _checks.message(
-                _WHO,
-                "a front_end whose repr says all that it depends on, since cached features are found by it",
-                text,
-                "Give it a __repr__ with its settings, or leave cache_dir out.",
+            parts.append(getattr(step, "cache_key", None))
+        # A function or a class of one's own may do anything under the same name.
+        own_layer = isinstance(step, keras.layers.Layer) and not type(step).__module__.startswith("deel.lipdp.layers")
+        if own_layer or type(step).__name__ in ("DP_Lambda", "DP_GNP_Factory") or not isinstance(parts[-1], str):
+            raise ValueError(
+                _checks.message(
+                    _WHO,
+                    "a front_end whose output can be told from its settings, since cached features are found by them",
+                    f"{step!r}",
+                    "Use the library's layers, and callables with a str `cache_key` that changes with their output; or "
+                    "leave cache_dir out.",
+                )
             )
-        )
-    return text
+    return json.dumps(parts)
 
 
 def _cache_path(cache_dir, identity, rows):
-    from deel.lipdp import __version__
-
     digest = hashlib.blake2b(digest_size=16)
-    for part in (__version__, identity, str(rows.dtype), str(rows.shape)):
-        digest.update(part.encode() + b"\0")
+    digest.update(json.dumps([identity, str(rows.dtype), rows.shape]).encode())
     digest.update(np.ascontiguousarray(rows).data)
-    return pathlib.Path(cache_dir) / f"{digest.hexdigest()}.npy"
+    return pathlib.Path(cache_dir) / f"{digest.hexdigest()}.npz"
 
 
-def _read(path):
+def _read(path, count):
+    """(features, bound), or None where they are missing or damaged: they are computed and written anew then."""
     try:
-        return np.load(path, allow_pickle=False) if path is not None else None
-    except (OSError, ValueError, EOFError):
-        return None  # missing, or damaged: it is computed and written anew
+        with np.load(path, allow_pickle=False) as archive:  # a zip file, whose checksums are verified
+            rows, max_norm = archive["features"], float(archive["max_norm"])
+    except Exception:  # NumPy and zipfile raise a dozen kinds for a missing or damaged file
+        return None
+    return (rows, max_norm) if len(rows) == count and rows.dtype == np.float32 else None
 
 
-def _write(path, rows):
+def _write(path, rows, max_norm):
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Readable by its owner alone, as temporary files are.
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         try:
-            np.save(file, rows)
+            np.savez(file, features=rows, max_norm=max_norm)
             file.close()
             os.replace(file.name, path)
         except BaseException:

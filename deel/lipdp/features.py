@@ -5,6 +5,9 @@ example is its features times its residual. What is here is made for `front_end=
 `prepare_tabular_data` in `deel.lipdp.pipeline`.
 """
 
+import dataclasses
+import functools
+import hashlib
 import importlib.resources
 import math
 
@@ -21,6 +24,7 @@ from deel.lipdp.pipeline import bound_normalize
 __all__ = ["FourierFeatures", "SceneFeatures", "StrokeFeatures", "deskew", "draw_strokes"]
 
 
+@dataclasses.dataclass(frozen=True)
 class SceneFeatures:
     """Features of a network that learned to tell drawn scenes apart.
 
@@ -44,27 +48,20 @@ class SceneFeatures:
         TypeError, ValueError: for arguments out of range, and images of another shape.
     """
 
+    grid: int = 2
+    mirrored: bool = True
     bound = 1.0
 
-    def __init__(self, grid=2, mirrored=True):
-        self.grid = _checks.choice("SceneFeatures", "grid", grid, {1: 1, 2: 2, 4: 4})
-        self.mirrored = bool(mirrored)
-        self._network = self._matrices = None
+    def __post_init__(self):
+        _checks.choice("SceneFeatures", "grid", self.grid, {1: 1, 2: 2, 4: 4})
 
-    def __repr__(self):
-        return f"SceneFeatures(grid={self.grid}, mirrored={self.mirrored})"
+    @property
+    def cache_key(self):
+        """str, changes with the settings and with the weights."""
+        return f"{self!r} {hashlib.sha256(_weights_file().read_bytes()).hexdigest()}"
 
     def __call__(self, images):
-        images = _checked_images("SceneFeatures", images, channels=(1, 3))
-        if self._network is None:
-            self._load()
-        return by_batches(self._features, images)
-
-    def _load(self):
-        with importlib.resources.files("deel.lipdp").joinpath("scenes.npz").open("rb") as file, np.load(file) as arrays:
-            arrays = {name: arrays[name].astype("float32") for name in arrays.files}
-        self._network = _residual_network([(arrays[f"kernel_{i}"], arrays[f"bias_{i}"]) for i in range(11)])
-        self._matrices = [(_cells(arrays[f"mean_{j}"][None], self.grid), arrays[f"whitening_{j}"]) for j in range(3)]
+        return by_batches(self._features, _checked_images("SceneFeatures", images, channels=(1, 3)))
 
     def _features(self, images):
         least = [max(32, 4 * self.grid * math.ceil(side / (4 * self.grid))) for side in images.shape[1:3]]
@@ -75,12 +72,18 @@ class SceneFeatures:
         if images.shape[-1] == 1:
             images = np.repeat(images, 3, axis=-1)
         views = [images, images[:, :, ::-1]] if self.mirrored else [images]
-        maps = [[_cells(part, self.grid) for part in self._network.predict_on_batch(view)] for view in views]
+        network, means, matrices = _scene_network()
+        maps = [[_cells(part, self.grid) for part in network.predict_on_batch(view)] for view in views]
         maps = [np.mean(parts, axis=0) for parts in zip(*maps, strict=True)]
-        whitened = [(part - mean) @ matrix for part, (mean, matrix) in zip(maps, self._matrices, strict=True)]
-        return _unit_rows(whitened)
+        return _unit_rows(
+            [
+                (part - _cells(mean, self.grid)) @ matrix
+                for part, mean, matrix in zip(maps, means, matrices, strict=True)
+            ]
+        )
 
 
+@dataclasses.dataclass(frozen=True)
 class StrokeFeatures:
     """Scattering coefficients of an upright character, whitened by those of random pen strokes.
 
@@ -101,37 +104,29 @@ class StrokeFeatures:
         TypeError, ValueError: for arguments out of range, and images of another shape.
     """
 
+    scales: int = 2
+    angles: int = 8
+    drawn: int = 8000
     bound = 1.0
 
-    def __init__(self, scales=2, angles=8, drawn=8000):
-        self.scales = _checks.integer("StrokeFeatures", "scales", scales)
-        self.angles = _checks.integer("StrokeFeatures", "angles", angles)
-        self.drawn = _checks.integer("StrokeFeatures", "drawn", drawn)
-        self._size = None
+    def __post_init__(self):
+        for name in ("scales", "angles", "drawn"):
+            _checks.integer("StrokeFeatures", name, getattr(self, name))
 
-    def __repr__(self):
-        return f"StrokeFeatures(scales={self.scales}, angles={self.angles}, drawn={self.drawn})"
+    @property
+    def cache_key(self):
+        """str, changes with the settings."""
+        return repr(self)
 
     def __call__(self, images):
         images = _checked_images("StrokeFeatures", images, channels=(1,))
-        if images.shape[1:3] != self._size:
-            self._fit(images.shape[1:3])
-        return by_batches(lambda part: _unit_rows([(self._maps(part) - self._mean) @ self._matrix]), images)
-
-    def _fit(self, size):
-        if size[0] != size[1]:
-            raise ValueError(_checks.message("StrokeFeatures", "square images", f"{size[0]} x {size[1]} pixels", ""))
-        self._size = size
-        self._network = keras.Sequential([keras.Input((*size, 1)), DP_Scattering2D(self.scales, self.angles)])
-        maps = by_batches(self._maps, draw_strokes(self.drawn, size[0]))
-        self._mean = maps.mean(axis=0, dtype="float64").astype("float32")
-        self._matrix = _whitening(maps - self._mean)
-
-    def _maps(self, images):
-        # Coefficients span orders of magnitude: the finest are small, and tell characters apart all the same.
-        return np.log(np.maximum(self._network.predict_on_batch(deskew(images)), 0.0) + 1e-2)
+        if images.shape[1] != images.shape[2]:
+            raise ValueError(_checks.message("StrokeFeatures", "square images", f"shape {images.shape}", ""))
+        network, mean, matrix = _stroke_network(images.shape[1], self.scales, self.angles, self.drawn)
+        return by_batches(lambda part: _unit_rows([(_stroke_maps(network, part) - mean) @ matrix]), images)
 
 
+@dataclasses.dataclass(frozen=True)
 class FourierFeatures:
     """Random waves of the rows of a table: a linear model on them is nearly one with a Gaussian kernel.
 
@@ -155,26 +150,31 @@ class FourierFeatures:
         TypeError, ValueError: for arguments out of range, and rows of another shape.
     """
 
+    units: int = 600
+    scales: tuple = (0.1, 0.3, 1.0)
+    compress: bool = False
+    seed: int = 0
     bound = 1.0
 
-    def __init__(self, units=600, scales=(0.1, 0.3, 1.0), compress=False, seed=0):
+    def __post_init__(self):
         who = "FourierFeatures"
-        self.scales = tuple(_checks.number(who, "scales", scale, above=0.0) for scale in scales)
-        self.units = _checks.integer(who, "units", units, at_least=2 * max(1, len(self.scales)))
-        self.compress = bool(compress)
-        self.seed = _checks.integer(who, "seed", seed, at_least=0)
+        object.__setattr__(self, "scales", tuple(_checks.number(who, "scales", s, above=0.0) for s in self.scales))
+        _checks.integer(who, "units", self.units, at_least=2)
+        _checks.integer(who, "seed", self.seed, at_least=0)
         if not self.scales or self.units % (2 * len(self.scales)):
             raise ValueError(
                 _checks.message(
                     who,
                     "at least one scale, and units to be a multiple of twice their number",
-                    f"units={units}, scales={self.scales}",
+                    f"units={self.units}, scales={self.scales}",
                     "Change units.",
                 )
             )
 
-    def __repr__(self):
-        return f"FourierFeatures(units={self.units}, scales={self.scales}, compress={self.compress}, seed={self.seed})"
+    @property
+    def cache_key(self):
+        """str, changes with the settings."""
+        return repr(self)
 
     def __call__(self, rows):
         rows = np.nan_to_num(np.asarray(rows, dtype="float64"), nan=0.0, posinf=0.0, neginf=0.0)
@@ -182,10 +182,12 @@ class FourierFeatures:
             raise ValueError(_checks.message("FourierFeatures", "rows (n, d), not empty", f"shape {rows.shape}", ""))
         rows = np.arcsinh(rows) if self.compress else rows
         rng, waves = np.random.default_rng(self.seed), self.units // (2 * len(self.scales))
-        kernel = np.concatenate([scale * rng.standard_normal((rows.shape[1], waves)) for scale in self.scales], axis=1)
+        kernel = np.concatenate([scale * rng.standard_normal((waves, rows.shape[1])) for scale in self.scales])
 
         def features(part):
-            angles = np.nan_to_num(part @ kernel, nan=0.0, posinf=0.0, neginf=0.0)
+            # Not a matrix product, whose rounding depends on where in the batch a row is: of an angle of 1e16 that
+            # leaves nothing, and a row would depend on the others.
+            angles = np.nan_to_num((part[:, None, :] * kernel).sum(axis=-1), nan=0.0, posinf=0.0, neginf=0.0)
             return _unit_rows([np.cos(angles).astype("float32"), np.sin(angles).astype("float32")])
 
         return by_batches(features, rows)
@@ -254,13 +256,50 @@ def _smooth_curve(rng, pieces, size):
         start, ahead = end, 2 * end - back
 
 
+def _weights_file():
+    return importlib.resources.files("deel.lipdp").joinpath("scenes.npz")
+
+
+@functools.lru_cache(maxsize=1)
+def _scene_network():
+    """(network, mean maps, whitening matrices) of the weights that come with the library."""
+    with _weights_file().open("rb") as file, np.load(file) as archive:
+        arrays = {name: archive[name].astype("float32") for name in archive.files}
+    network = _residual_network([(arrays[f"kernel_{i}"], arrays[f"bias_{i}"]) for i in range(11)])
+    return network, [arrays[f"mean_{j}"][None] for j in range(3)], [arrays[f"whitening_{j}"] for j in range(3)]
+
+
+@functools.lru_cache(maxsize=4)
+def _stroke_network(size, scales, angles, drawn):
+    """(network, mean map, whitening matrix) for square images of that size."""
+    network = keras.Sequential(
+        [keras.Input((size, size, 1)), DP_Scattering2D(scales, angles, dtype="float32")], name="strokes"
+    )
+    maps = by_batches(lambda part: _stroke_maps(network, part), draw_strokes(drawn, size))
+    mean = maps.mean(axis=0, dtype="float64").astype("float32")
+    return network, mean, _whitening(maps - mean)
+
+
+def _stroke_maps(network, images):
+    # Coefficients span orders of magnitude: the finest are small, and tell characters apart all the same.
+    return np.log(np.maximum(network.predict_on_batch(deskew(images)), 0.0) + 1e-2)
+
+
 def _residual_network(weights):
     """The blocks of `experiments/scenes/pretrain.py` that are used, normalisation folded into the convolutions."""
     weights = iter(weights)
 
     def convolution(x, strides=1):
         kernel, bias = next(weights)
-        layer = keras.layers.Conv2D(kernel.shape[-1], kernel.shape[0], strides=strides, padding="same", trainable=False)
+        layer = keras.layers.Conv2D(
+            kernel.shape[-1],
+            kernel.shape[0],
+            strides=strides,
+            padding="same",
+            data_format="channels_last",
+            dtype="float32",
+            trainable=False,
+        )
         x = layer(x)
         layer.set_weights([kernel, bias])
         return x
@@ -275,10 +314,13 @@ def _residual_network(weights):
 
 
 def _whitening(maps, ridge=0.1):
-    """Matrix that makes the channels of centred maps (n, rows, cols, channels) uncorrelated, small ones not at full."""
+    """Matrix that makes the channels of centred maps (n, rows, cols, channels) uncorrelated, small ones not at full.
+
+    The symmetric one: any rotation of it would do as well, but eigenvectors differ from machine to machine.
+    """
     rows = maps.reshape(-1, maps.shape[-1]).astype("float64")
     values, vectors = scipy.linalg.eigh(rows.T @ rows / len(rows))
-    return (vectors / np.sqrt(values + ridge * values.mean())).astype("float32")
+    return (vectors / np.sqrt(values + ridge * values.mean()) @ vectors.T).astype("float32")
 
 
 def _cells(maps, grid):

@@ -188,7 +188,8 @@ def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fc
             `.bound`, such as `deel.lipdp.features.SceneFeatures`. Each image passes through them once, here, instead
             of once an epoch in the model: the arrays hold what comes out. Nothing in them may be fitted to the records.
         cache_dir: path of a folder where what comes out of a front end is kept and found again, or None. The file is
-            as private as the images are.
+            as private as the images are. Callables of your own need a str `cache_key` that changes with their output;
+            `DP_Lambda` and layers of your own are refused.
 
     Returns:
         `ImageData`. Pixels are in [0, 1] before the colour space. `max_norm` is `bound_fct.bound`; without a function
@@ -343,14 +344,18 @@ def prepare_tabular_data(
                 "Pass bound_fct=bound_clip_value(c), with a c that was chosen without looking at the records.",
             )
         )
-    rows = {"train": np.asarray(x_train, "float32"), "test": np.asarray(x_test, "float32")}
+    with np.errstate(over="ignore"):  # what float32 cannot hold counts as 0, as it does in what bounds a row
+        rows = {"train": np.asarray(x_train, "float32"), "test": np.asarray(x_test, "float32")}
     labels = {"train": np.asarray(y_train, "float32"), "test": np.asarray(y_test, "float32")}
     for part in rows:
         x, y = rows[part], labels[part]
         if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
             expected = f"x_{part} of shape (n, d) and y_{part} of shape (n, outputs), n >= 1"
             raise ValueError(_checks.message(who, expected, f"{x.shape} and {y.shape}", "Reshape them."))
-    # A number that no float32 can hold counts as 0, as it does in what bounds a row.
+    if rows["train"].shape[1:] != rows["test"].shape[1:] or labels["train"].shape[1:] != labels["test"].shape[1:]:
+        received = f"rows of {rows['train'].shape[1]} and {rows['test'].shape[1]} numbers, labels of "
+        received += f"{labels['train'].shape[1]} and {labels['test'].shape[1]}"
+        raise ValueError(_checks.message(who, "training and test rows of one shape", received, "Make them the same."))
     rows, max_norm = through_front_end(steps, rows, LARGEST_ACTIVATION)
     train, test = ((rows[part], labels[part]) for part in ("train", "test"))
     if fraction > 0:

@@ -187,12 +187,14 @@ def fit_recipe(
     joint *= 1.0 + 1e-12  # so that rounding in the conversion cannot land below the noise that was priced
     multiplier = noise_multiplier_for(joint, strategy, coefs)
     model = build_model(recipe, DPParameters(strategy, multiplier, delta, noise_seed), metadata)
+    # The plan is within the budget; a run that is resumed repeats steps, and stops where that would exceed it.
+    accountant = DP_Accountant(accountant="pld", epsilon_max=epsilon if noise_seed is None else None)
     fitted = model.fit(
         poisson_batches(x, y, recipe.batch_size, seed=noise_seed),
         epochs=recipe.epochs,
         validation_data=validation,
         validation_batch_size=_EVALUATION_BATCH,
-        callbacks=[DP_Accountant(accountant="pld"), *callbacks],
+        callbacks=[accountant, *callbacks],
         verbose=verbose,
     )
     return model, fitted.history

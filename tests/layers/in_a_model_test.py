@@ -63,12 +63,20 @@ def test_contractive_kernel_is_scaled_above_norm_one_and_left_alone_below(shape)
     for norm in (0.01, 0.97):
         small = (norm * kernel).astype("float32")
         np.testing.assert_array_equal(layer.project(small), small)
-    for norm in (1.0 - 1e-7, 1.0 + 1e-7, 1.01, 30.0):
+    for norm in (1.0 - 1e-7, 1.0 + 1e-7, 1.01, 30.0, 1e30):
         projected = np.asarray(layer.project((norm * kernel).astype("float32")))
         assert np.linalg.norm(projected.astype("float64"), 2) <= 1.0 and layer.certified_norm(projected) <= 1.0
         # The certificate of a norm is a few percent above it at most.
         np.testing.assert_allclose(projected / np.linalg.norm(projected), kernel / np.linalg.norm(kernel), atol=1e-6)
         assert np.linalg.norm(projected, 2) > 0.95
+
+
+def test_contractive_kernel_in_double_precision_is_scaled_from_any_size():
+    layer = layers.DP_ContractiveDense(3, dtype="float64")
+    layer.build((None, 5))
+    layer.set_weights([np.full((5, 3), 1e200)])
+    projected = np.asarray(layer.project(layer.kernel))
+    assert 0.95 < np.linalg.norm(projected, 2) <= 1.0 and layer.certified_norm(projected) <= 1.0
 
 
 def token_model(upper_bound=(WORDS - 1) * TOKENS**0.5, **kwargs):

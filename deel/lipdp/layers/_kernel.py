@@ -144,7 +144,8 @@ class SpectralKernel(DPLayer):
         # Rounding the quotient moves each entry by eps/2 at most, hence the norm by less than eps * sqrt(entries per
         # output or input, the fewer); twice that keeps the certificate of the rounded kernel at most 1.
         margin = 1.0 + 2.0 * _EPS32 * float(np.sqrt(np.prod(shape) / max(shape[-2], shape[-1])))
-        divisor = ops.where(norm > self.largest_norm_kept, norm * margin, ops.ones_like(norm))
+        # A norm that is no number is not kept either.
+        divisor = ops.where(norm <= self.largest_norm_kept, ops.ones_like(norm), norm * margin)
         return ops.cast(ops.cast(kernel, "float64") / divisor, kernel.dtype)
 
     def build(self, input_shape):

@@ -134,4 +134,6 @@ class DP_ContractiveDense(DP_QuickSpectralDense):
         return SpectralKernel.project(self, kernel)
 
     def _orthogonalize(self, kernel):
-        return kernel  # its singular values are what is learned
+        # Its singular values are what is learned. No entry of a contraction is above 1; larger ones could overflow in
+        # the certificate.
+        return kernel / ops.maximum(ops.max(ops.abs(kernel)), 1.0)
