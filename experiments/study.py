@@ -168,10 +168,15 @@ def to_wandb(study, name, settings, history, summary=()):
 
 
 def commit():
-    """The commit that is checked out, with a mark if tracked files differ from it."""
-    command, here = ["git", "describe", "--always", "--dirty"], pathlib.Path(__file__).parent
-    text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here)
-    return text.stdout.strip()
+    """The commit that is checked out, with a mark if tracked files differ from it, records of other runs apart."""
+
+    def git(*arguments):
+        here = pathlib.Path(__file__).parents[1]
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
+
+    records = [":!experiments/*/tuning.jsonl", ":!experiments/*/results"]
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *records)
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def write(path, text):
