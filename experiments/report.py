@@ -25,8 +25,9 @@ Accuracy on the test set, read once, after the last step of a training on the wh
 deviation of three independent runs with fresh noise. Epsilon is that of adding or removing one example, with Poisson
 sampling, at delta 1e-5 (1e-6 for tables of more than 90,000 rows), by the PLD accountant; by RDP in brackets. Settings
 were chosen on held-out parts of the training sets; the last column says how many trainings on that data were looked at
-before, which epsilon does not cover. Each row is made by `python experiments/STUDY/run.py --points POINT`, and this page by
-`python experiments/report.py` from `experiments/*/results/*.json`. What a step costs is in [Benchmarks](benchmarks.md).
+before, which epsilon does not cover. Each row is made by `python experiments/STUDY/run.py --points POINT`, and this
+page by `python experiments/report.py` from `experiments/*/results/*.json`. What a step costs is in
+[Benchmarks](benchmarks.md).
 
 Points named `features` train one linear layer on features that were fitted to *drawn* images and saw no record
 (`deel.lipdp.features`); `lipdp train --recipe mnist`, `fashion_mnist` and `cifar10` do the same. Points named `pixels`
