@@ -1,6 +1,6 @@
 """Area under the ROC curve on tables of ADBench at epsilon 1; see `experiments/study.py`.
 
-LIPDP_DATA_DIR=... python experiments/tabular/run.py
+    LIPDP_DATA_DIR=... python experiments/tabular/run.py
 
 A linear layer on random waves of the rows, or on the rows themselves. Four fifths of a table are trained on; the rest
 is the test set, read once, after the last step. `--tune` holds out a fifth of the training set.
