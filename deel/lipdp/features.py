@@ -185,8 +185,8 @@ class FourierFeatures:
         kernel = np.concatenate([scale * rng.standard_normal((waves, rows.shape[1])) for scale in self.scales])
 
         def features(part):
-            # Not a matrix product, whose rounding depends on where in the batch a row is: of an angle of 1e16 that
-            # leaves nothing, and a row would depend on the others.
+            # Not a matrix product, whose rounding may depend on where in the batch a row is and did depend on how large
+            # the batch is: of an angle of 1e16 that leaves nothing, and a row would depend on the others.
             angles = np.nan_to_num((part[:, None, :] * kernel).sum(axis=-1), nan=0.0, posinf=0.0, neginf=0.0)
             return _unit_rows([np.cos(angles).astype("float32"), np.sin(angles).astype("float32")])
 
