@@ -66,7 +66,9 @@ def make_runs(folder, point, arguments, run_once, metric):
     result = json.loads(path.read_text()) if path.exists() else {"runs": []}
     for run in result["runs"]:
         made_with = run.get("metrics", {}).get("settings", {}).get("recipe")
-        if result["point"] != point or (made_with is not None and made_with != recipe_of(point)):
+        # What a recipe leaves at None, or no longer has, changes nothing.
+        now = {} if made_with is None else {k: v for k, v in recipe_of(point).items() if v is not None}
+        if result["point"] != point or any(made_with.get(field) != value for field, value in now.items()):
             raise SystemExit(f"{path} has runs of other settings than those of now: move it away to begin anew.")
     while len(result["runs"]) < RUNS:
         run = {"commit": commit(), **run_once(point, arguments.cache_dir)}

@@ -101,6 +101,10 @@ _max_pool = _windowed(lambda window: window.max(0))
 _mean_pool = _windowed(lambda window: window.mean(0))
 
 
+def _modulus(layer, x):
+    return np.abs(x[..., ::2] + 1j * x[..., 1::2])
+
+
 def _global_norm(layer, x):
     return np.sqrt((x**2).sum(axis=(1, 2), keepdims=layer.keepdims))
 
@@ -451,6 +455,8 @@ CASES = [
     rectifier(layers.DP_LeakyReLU, "image", (2, 3, 2), negative_slope=2.0),
     _case(layers.DP_Abs, "vector", (5,), {}, lambda layer, x: abs(x), FIXED),
     _case(layers.DP_Abs, "image", (2, 3, 4), {}, lambda layer, x: abs(x), FIXED),
+    _case(layers.DP_Modulus, "vector", (6,), {}, _modulus, FIXED),
+    _case(layers.DP_Modulus, "image", (2, 3, 4), {}, _modulus, FIXED),
     _case(layers.DP_BoundedInput, "binding", (5,), {"upper_bound": 2.0}, _bounded, FIXED, input_bound=10.0),
     _case(layers.DP_BoundedInput, "image", (3, 3, 2), {"upper_bound": 1.0}, _bounded, FIXED, input_bound=3.0),
     _case(layers.DP_BoundedInput, "slack", (4, 3), {"upper_bound": 7.0}, _bounded, FIXED),

@@ -34,10 +34,11 @@ def _global_coefs(model, gradient_bounds):
 
 
 def _optimal_coefs(model, gradient_bounds):
-    # Least noise energy sum d_k s_k^2 at a given joint multiplier: s_k^2 proportional to Delta_k / sqrt(d_k)
-    # (Lagrange).
+    # Least noise energy sum d_k (s_k / c_k)^2 at a given joint multiplier, c_k the layer's nm_coef: s_k^2 proportional
+    # to c_k Delta_k / sqrt(d_k) (Lagrange).
     weights = {
-        key: gradient_bounds[key] * math.sqrt(math.prod(variable.shape)) for key, _, variable in _variables(model)
+        key: gradient_bounds[key] * math.sqrt(math.prod(variable.shape)) / layer.nm_coef
+        for key, layer, variable in _variables(model)
     }
     total = sum(weights.values())
     return {key: _scalars.sqrt(total / weight) for key, weight in weights.items()}

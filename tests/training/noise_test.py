@@ -142,8 +142,8 @@ def expected_stddevs(private):
         return [multiplier * layer.nm_coef * b for layer, b in zip(private.layers[2:], bounds, strict=True)]
     if strategy == "global":
         return [multiplier * math.sqrt(sum(b * b for b in bounds))] * len(bounds)
-    total = sum(b * math.sqrt(d) for b, d in zip(bounds, sizes, strict=True))
-    return [multiplier * b * math.sqrt(total / (b * math.sqrt(d))) for b, d in zip(bounds, sizes, strict=True)]
+    weights = [b * math.sqrt(d) / layer.nm_coef for layer, b, d in zip(private.layers[2:], bounds, sizes, strict=True)]
+    return [multiplier * b * math.sqrt(sum(weights) / w) for b, w in zip(bounds, weights, strict=True)]
 
 
 # -- the checks can tell -------------------------------------------------------------------------------------------
@@ -221,10 +221,11 @@ def test_noisify_functions(function, strategy):
     assert not np.allclose(noisy[0], again[0])
 
 
-def test_optimal_has_the_least_energy_for_the_same_privacy():
+@pytest.mark.parametrize("nm_coef", [1.0, 30.0])
+def test_optimal_has_the_least_energy_for_the_same_privacy(nm_coef):
     energies = {}
     for strategy in ("per-layer", "global", "optimal"):
-        private = wide_model(strategy)
+        private = wide_model(strategy, nm_coef=nm_coef)
         bounds = compute_gradient_bounds(private)
         coefs = get_noise_multiplier_coefs(private, bounds)
         multiplier = noise_multiplier_for(1.0, strategy, coefs)
@@ -232,7 +233,9 @@ def test_optimal_has_the_least_energy_for_the_same_privacy():
         stddevs = [multiplier * coefs[key] * bounds[key] for key in coefs]
         # The joint mechanism, from its definition: sensitivity after scaling each layer's noise to 1.
         assert math.sqrt(sum((bounds[k] / s) ** 2 for k, s in zip(coefs, stddevs, strict=True))) == pytest.approx(1.0)
-        energies[strategy] = sum(d * s * s for d, s in zip(sizes, stddevs, strict=True))
+        # Noise on a layer counts the less, the more of it its coefficient says that it bears.
+        borne = [layer.nm_coef for layer in private.layers[2:]]
+        energies[strategy] = sum(d * (s / c) ** 2 for d, s, c in zip(sizes, stddevs, borne, strict=True))
     assert energies["optimal"] < 0.95 * min(energies["per-layer"], energies["global"])
 
 

@@ -7,6 +7,7 @@ from deel.lipdp.layers.activations import (
     DP_GroupSort,
     DP_Householder,
     DP_LeakyReLU,
+    DP_Modulus,
     DP_ReLU,
 )
 from deel.lipdp.layers.bias import DP_AddBias
@@ -82,6 +83,7 @@ __all__ = [
     "DP_LeakyReLU",
     "DP_MaxPool2D",
     "DP_MergeResidual",
+    "DP_Modulus",
     "DP_NormalizeToBall",
     "DP_PatchEmbedding",
     "DP_Permute",

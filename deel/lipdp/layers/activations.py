@@ -1,4 +1,4 @@
-"""Activations: those that keep norms (sorting, absolute value, reflections), and rectifiers."""
+"""Activations: those that keep norms (sorting, absolute value, modulus, reflections), and rectifiers."""
 
 import math
 
@@ -6,9 +6,10 @@ import keras
 from keras import ops
 
 from deel.lipdp import _checks
+from deel.lipdp._per_example import half_squares, root
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
-__all__ = ["DP_Abs", "DP_FullSort", "DP_GroupSort", "DP_Householder", "DP_LeakyReLU", "DP_ReLU"]
+__all__ = ["DP_Abs", "DP_FullSort", "DP_GroupSort", "DP_Householder", "DP_LeakyReLU", "DP_Modulus", "DP_ReLU"]
 
 
 def _descending(inputs, axis):
@@ -22,7 +23,7 @@ def _check_channels(layer, input_shape, size):
         raise ValueError(
             _checks.message(
                 f"{type(layer).__name__} '{layer.name}'",
-                f"a number of channels that is a multiple of n={size}",
+                f"a number of channels that is a multiple of {size}",
                 f"input shape {tuple(input_shape)}",
                 "Change the number of channels of the layer before, or the size of a group.",
             )
@@ -119,6 +120,37 @@ class DP_Abs(NonExpansive, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_Modulus(NonExpansive, keras.layers.Layer):
+    """Modulus of complex channels: the norm of each pair of adjacent channels, its real and imaginary part.
+
+    After a convolution with waves, `FourierWaves`, it is the strength of a wave around a position, whatever its phase,
+    and varies slowly with the position: it bears a large stride.
+
+    Args:
+        **kwargs: `name`, `dtype`.
+
+    Input shape: `(batch, ..., channels)`, channels even.
+    Output shape: `(batch, ..., channels / 2)`.
+
+    Bounds: Euclidean norm, one example; `input_bound` and `gradient_bound`. The pairs share no entry, and the norm of
+    each is 1-Lipschitz (its gradient at a pair of zeros is 0).
+
+    Raises:
+        ValueError: at build, for an odd number of channels.
+    """
+
+    def build(self, input_shape):
+        _check_channels(self, input_shape, 2)
+
+    def call(self, inputs):
+        pairs = ops.reshape(half_squares(inputs), (-1, *self.compute_output_shape(inputs.shape)[1:], 2))
+        return root(ops.sum(pairs, axis=-1), 2)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], input_shape[-1] // 2)
 
 
 class _Rectifier(DPLayer, keras.layers.Layer):

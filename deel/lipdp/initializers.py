@@ -1,0 +1,68 @@
+"""Where kernels start: waves under a window, for convolutions that see images."""
+
+import itertools
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lipdp import _checks
+
+__all__ = ["FourierWaves"]
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class FourierWaves(keras.initializers.Initializer):
+    """Kernels of a 2-D convolution that start as a short-time Fourier transform: complex waves under a window.
+
+    The window is one arch of a sine along each axis. Filters come in adjacent pairs, real and imaginary part, for
+    `DP_Modulus`. Frequencies are those of the discrete Fourier transform of a window, one of each pair of opposites,
+    the lowest first and the mean first of all. With several input channels each frequency is there once for every
+    vector of the cosine basis of the channels: their mean, then their contrasts. None of this looks at data.
+
+    Without their window the waves are orthonormal; a layer of this library scales them to its own constraint.
+
+    Raises:
+        ValueError: when called, for a shape that is not `(rows, cols, channels, filters)`, for filters that are no
+            multiple of `2 * channels`, or more of them than there are frequencies.
+
+    References:
+        Gabor: Theory of communication. 1946.
+    """
+
+    def __call__(self, shape, dtype=None):
+        return ops.convert_to_tensor(_waves(tuple(shape)), dtype=dtype)
+
+    def get_config(self):
+        return {}
+
+
+def _waves(shape):
+    if len(shape) != 4 or shape[3] % (2 * shape[2]):
+        _refuse("(rows, cols, channels, filters), filters a multiple of 2 * channels", shape)
+    *window, channels, filters = shape
+    along = [np.arange(size) - (size - 1) / 2.0 for size in window]
+    # Of a frequency and its opposite the one with the first entry that is not 0 above 0.
+    steps = (range(-(size // 2), (size + 1) // 2) for size in window)
+    frequencies = [(u, v) for u, v in itertools.product(*steps) if (u, v) >= (0, 0) or 2 * u == -window[0]]
+    frequencies.sort(key=lambda f: (math.hypot(f[0] / window[0], f[1] / window[1]), f))
+    count = filters // (2 * channels)
+    if count > len(frequencies):
+        _refuse(f"at most {2 * channels * len(frequencies)} filters", shape)
+    # Its squares, half a window apart, add up to 1: all pixels weigh the same.
+    envelope = np.outer(*(np.cos(np.pi * positions / size) for positions, size in zip(along, window, strict=True)))
+    colours = [np.cos(np.pi * k * (np.arange(channels) + 0.5) / channels) for k in range(channels)]
+    kernel = []
+    for u, v in frequencies[:count]:
+        phase = 2.0 * np.pi * (u * along[0][:, None] / window[0] + v * along[1] / window[1])
+        for colour in colours:
+            wave = [np.cos(phase), np.sin(phase)] if (u, v) != (0, 0) else [np.ones_like(phase) / math.sqrt(2.0)] * 2
+            kernel += [(envelope * part)[:, :, None] * (colour / np.linalg.norm(colour)) for part in wave]
+    return np.stack(kernel, axis=-1) * math.sqrt(2.0 / math.prod(window))
+
+
+def _refuse(expected, shape):
+    raise ValueError(
+        _checks.message("FourierWaves", f"a kernel of shape {expected}", f"{shape}", "Change the number of filters.")
+    )

@@ -1,0 +1,82 @@
+"""Waves that kernels start from."""
+
+import keras
+import numpy as np
+import pytest
+
+from deel.lipdp import layers
+from deel.lipdp.initializers import FourierWaves
+
+
+def pairs_of(shape):
+    """(rows, cols, channels, pairs) complex"""
+    kernel = np.asarray(FourierWaves()(shape), "float64")
+    return kernel[..., ::2] + 1j * kernel[..., 1::2]
+
+
+def test_the_lowest_frequencies_come_first_and_only_one_of_two_opposites():
+    waves = pairs_of((8, 8, 1, 46))[:, :, 0]
+    places, bins = np.arange(8) - 3.5, np.fft.fftfreq(64, 1 / 8)
+    basis = np.exp(-2j * np.pi * np.outer(places, bins) / 8)
+    peaks = []
+    for wave in np.moveaxis(waves, -1, 0)[1:]:  # the first is a mean
+        energy = abs(basis.T @ wave @ basis)
+        row, col = np.unravel_index(energy.argmax(), energy.shape)
+        peaks.append((bins[row], bins[col]))
+    norms = np.hypot(*np.transpose(peaks))
+    assert np.all(np.diff(norms) >= -1e-9) and norms[-1] == pytest.approx(13**0.5)
+    assert len({*peaks} | {(-u, -v) for u, v in peaks}) == 2 * len(peaks) == 44
+    inside = {(u, v) for u in range(-4, 5) for v in range(-4, 5) if 0 < u * u + v * v < 16}
+    assert inside <= {*peaks} | {(-u, -v) for u, v in peaks}
+
+
+def test_waves_without_their_window_are_orthonormal():
+    places = np.arange(6) - 2.5
+    window = np.outer(np.cos(np.pi * places / 6), np.cos(np.pi * places / 6))
+    kernel = np.asarray(FourierWaves()((6, 6, 3, 60)), "float64") / window[:, :, None, None]
+    matrix = kernel.reshape(-1, 60)[:, 6:]  # the means come twice, as real and as imaginary part
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(54), atol=1e-5)
+
+
+def test_the_first_pair_is_the_mean_and_the_channels_have_a_cosine_basis():
+    kernel = np.asarray(FourierWaves()((4, 4, 3, 12)), "float64")
+    np.testing.assert_array_equal(kernel[..., 0], kernel[..., 1])
+    directions = kernel.sum(axis=(0, 1))[:, [0, 2, 4]]
+    assert abs(directions[0, 0] - directions[2, 0]) < 1e-6 and abs(directions[:, 1].sum()) < 1e-6
+    np.testing.assert_allclose(directions.T @ directions, directions[:, 0] @ directions[:, 0] * np.eye(3), atol=1e-6)
+
+
+def test_the_modulus_of_a_wave_does_not_depend_on_its_phase():
+    """What the large strides of the recipes rest on: away from the border a shift by a pixel changes little."""
+    rows, cols = np.mgrid[:28, :28]
+    images = np.stack([np.cos(2 * np.pi * 3 / 12 * cols + phase) for phase in np.linspace(0, np.pi, 7)])[..., None]
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.DP_QuickSpectralConv2D(90, 12, strides=3, padding="same", kernel_initializer=FourierWaves()),
+            layers.DP_Modulus(),
+        ]
+    )
+    strengths = np.asarray(model(images.astype("float32")))[:, 2:-2, 2:-2]
+    strongest = strengths.reshape(7, -1, 45).mean(axis=1).argmax(axis=-1)
+    assert len(set(strongest)) == 1
+    np.testing.assert_allclose(strengths[..., strongest[0]], strengths[..., strongest[0]].mean(), rtol=0.1)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 8), (4, 4, 1, 9), (4, 4, 3, 10), (4, 4, 1, 40)])
+def test_shapes_without_waves_are_refused(shape):
+    with pytest.raises(ValueError, match="FourierWaves: expected a kernel of shape"):
+        FourierWaves()(shape)
+
+
+def test_every_frequency_can_be_had():
+    for size in (4, 5):
+        whole = (size * size + (1 if size % 2 else 4)) // 2  # of an even size four frequencies are their own opposites
+        assert np.isfinite(pairs_of((size, size, 1, 2 * whole))).all()
+        with pytest.raises(ValueError):
+            FourierWaves()((size, size, 1, 2 * whole + 2))
+
+
+def test_config_round_trip():
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(FourierWaves()))
+    np.testing.assert_array_equal(copy((4, 4, 1, 10)), FourierWaves()((4, 4, 1, 10)))

@@ -1,0 +1,66 @@
+"""What is done with gradients after the noise."""
+
+import keras
+import numpy as np
+import pytest
+
+from deel.lipdp.optimizers import LayerwiseSGD
+
+
+def small_model(optimizer):
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(4, name="first"), keras.layers.Dense(2, name="last")]
+    )
+    model.compile(optimizer, "mse")
+    return model
+
+
+def moves(model, steps=3):
+    """By layer, how far constant gradients of 1 move the kernel."""
+    before = [keras.ops.convert_to_numpy(variable).copy() for variable in model.trainable_variables]
+    for _ in range(steps):
+        model.optimizer.apply([keras.ops.ones_like(v) for v in model.trainable_variables], model.trainable_variables)
+    return [
+        float(np.mean(old - keras.ops.convert_to_numpy(new)))
+        for old, new in zip(before, model.trainable_variables, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_factor_is_a_learning_rate(momentum):
+    plain = moves(small_model(keras.optimizers.SGD(0.1, momentum=momentum)))
+    scaled = moves(small_model(LayerwiseSGD(0.1, momentum=momentum, factors={"first": 0.25})))
+    np.testing.assert_allclose(scaled, np.multiply(plain, [0.25, 0.25, 1.0, 1.0]), rtol=1e-5)
+    unscaled = moves(small_model(LayerwiseSGD(0.1, momentum=momentum, factors={})))
+    np.testing.assert_allclose(unscaled, plain, rtol=1e-5)
+    assert min(plain) > 0.1
+
+
+def test_variables_may_be_left_out():
+    model = small_model(LayerwiseSGD(0.1, factors={"last": 0.5}))
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.apply([keras.ops.ones_like(v) for v in model.trainable_variables])
+    again = small_model(LayerwiseSGD(0.1, factors={"first": 0.5}))
+    with pytest.raises(ValueError):  # one gradient too few
+        again.optimizer.apply(
+            [keras.ops.ones_like(v) for v in model.trainable_variables[1:]], again.trainable_variables
+        )
+
+
+def test_a_name_without_variables_is_refused():
+    model = small_model(LayerwiseSGD(0.1, factors={"frist": 0.5}))
+    with pytest.raises(ValueError, match=r"LayerwiseSGD: expected factors of layers .*'first', 'last'.*frist"):
+        model.optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match=r"factors\['first'\]"):
+        LayerwiseSGD(factors={"first": 0.0})
+    with pytest.raises(TypeError, match=r"factors\['first'\]"):
+        LayerwiseSGD(factors={"first": "slow"})
+
+
+def test_it_is_saved_with_a_model(tmp_path):
+    model = small_model(LayerwiseSGD(0.1, momentum=0.9, factors={"first": 0.25}))
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is LayerwiseSGD and loaded.optimizer.factors == {"first": 0.25}
+    np.testing.assert_allclose(moves(loaded), moves(model), rtol=1e-5)
