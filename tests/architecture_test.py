@@ -24,6 +24,8 @@ LEVELS = [
         "_linalg",
         "_frequencies",
         "_traced",
+        "initializers",
+        "optimizers",
         "layers",
         "losses",
         "_replacements",
@@ -58,7 +60,7 @@ ESTABLISHED = {
         "DP_QuickSpectralConv2D DP_ClipGradient DPLayer DP_Permute DP_Lambda DP_SpaceToDepth DP_ReLU DP_LeakyReLU "
         "DP_FullSort DP_Householder DP_MaxPool2D DP_AveragePooling2D DP_GlobalAveragePooling2D "
         "DP_ScaledL2NormPooling1D DP_ScaledGlobalL2NormPooling2D DP_QuickFrobeniusDense DP_AddBias DP_Dropout "
-        "DP_ContractiveDense DP_Embedding DP_GNP_Factory DP_Conv1D DP_DepthwiseConv2D DP_PatchEmbedding "
+        "DP_ContractiveDense DP_Modulus DP_Embedding DP_GNP_Factory DP_Conv1D DP_DepthwiseConv2D DP_PatchEmbedding "
         "DP_Scattering2D DP_GroupNormalization"
     ),
     "losses": (
@@ -69,6 +71,8 @@ ESTABLISHED = {
         "DatasetMetadata load_and_prepare_images_data bound_clip_value bound_normalize default_delta_value "
         "load_images load_adbench_data prepare_tabular_data"
     ),
+    "initializers": "FourierWaves",
+    "optimizers": "LayerwiseSGD",
     "features": "FourierFeatures SceneFeatures StrokeFeatures deskew draw_strokes",
     "robustness": "CertifiedAccuracy certified_accuracy",
     "sensitivity": "get_max_epochs",

@@ -221,7 +221,7 @@ def audit(
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="Of canaries, coins and batches. The noise is secret all the same.")] = 0,
 ):
-    """Try to catch the training step of the digits recipe giving away more than it declares; exit 1 if it does."""
+    """Try to catch the training step of a small network giving away more than it declares; exit 1 if it does."""
     from deel.lipdp.audit import audit_recipe
 
     passed = True

@@ -8,9 +8,9 @@ from faulty import LABELS, build, build_whole_image
 
 from deel.lipdp.audit import hard_examples, hard_weights
 from deel.lipdp.audit._recording import ExampleGradients, Recorder, declared_scales
+from deel.lipdp.audit.recipe import audited_model
 from deel.lipdp.bounds import compute_gradient_bounds
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
-from deel.lipdp.recipes import RECIPES, build_model
 
 
 @pytest.mark.full
@@ -83,10 +83,10 @@ def test_arguments_out_of_range_are_refused(function, arguments, word):
 
 @pytest.mark.full
 def test_hard_weights_lengthen_the_shortest_gradient():
-    """At the initial weights of the digits recipe no example gets the convolution to half of its bound."""
+    """At the initial weights of the audited network no example gets the convolution to half of its bound."""
     keras.utils.set_random_seed(0)
     metadata = DatasetMetadata((8, 8, 1), 40, 40, 1.0, nb_classes=10)
-    built, labels = build_model(RECIPES["digits"], DPParameters("optimal", 2.0, 1e-4), metadata), np.eye(10, dtype="f4")
+    built, labels = audited_model(DPParameters("optimal", 2.0, 1e-4), metadata), np.eye(10, dtype="f4")
     before = built.get_weights()
 
     def shares(x, y):
@@ -102,6 +102,18 @@ def test_hard_weights_lengthen_the_shortest_gradient():
     found = shares(x, y)
     assert initial.min() < 0.5 and found.min() > 0.7
     assert found.max() <= 1.0
+
+
+def test_a_last_kernel_of_zeros_is_left():
+    """Nothing comes back through it, and the ascent alone would stay where no ratio is above 0."""
+    built = build(noise_multiplier=1.0)
+    weights = built.get_weights()
+    start = [*weights[:-1], np.zeros_like(weights[-1])]
+    built.set_weights(start)
+    hard, *example = hard_weights(built, LABELS, steps=5, restarts=1, tries=5)
+    np.testing.assert_array_equal(built.get_weights()[-1], 0.0)
+    built.set_weights(hard)
+    assert min(ratio.max() for ratio in built.signal_to_noise_elementwise(tuple(example))[0].values()) > 0.0
 
 
 @pytest.mark.full
