@@ -144,6 +144,7 @@ def fit_recipe(
     strategy="optimal",
     validation_fraction=0.1,
     noise_seed=None,
+    build=build_model,
     callbacks=(),
     verbose=0,
 ):
@@ -154,6 +155,7 @@ def fit_recipe(
         epsilon: float > 0, the budget; the noise is calibrated so that all epochs cost at most that by PLD.
         data: `ImageData` from `load_images`, behind the recipe's front end.
         delta, strategy, validation_fraction, noise_seed: see `train`.
+        build: callable with the arguments of `build_model` that gives the model; for studies of other networks.
         callbacks: sequence of Keras callbacks, after `DP_Accountant`.
         verbose: int, as in `keras.Model.fit`.
 
@@ -182,11 +184,11 @@ def fit_recipe(
     if noise_seed is not None:
         keras.utils.set_random_seed(noise_seed)
     # Built once without noise: it refuses bad settings early, and the conversion below needs its coefficients.
-    coefs = get_noise_multiplier_coefs(build_model(recipe, DPParameters(strategy, 0.0, delta), metadata))
+    coefs = get_noise_multiplier_coefs(build(recipe, DPParameters(strategy, 0.0, delta), metadata))
     joint = calibrate_noise(epsilon, delta, recipe.batch_size, len(x), recipe.epochs, accountant="pld")
     joint *= 1.0 + 1e-12  # so that rounding in the conversion cannot land below the noise that was priced
     multiplier = noise_multiplier_for(joint, strategy, coefs)
-    model = build_model(recipe, DPParameters(strategy, multiplier, delta, noise_seed), metadata)
+    model = build(recipe, DPParameters(strategy, multiplier, delta, noise_seed), metadata)
     # The plan is within the budget; a run that is resumed repeats steps, and stops where that would exceed it.
     accountant = DP_Accountant(accountant="pld", epsilon_max=epsilon if noise_seed is None else None)
     fitted = model.fit(
