@@ -32,7 +32,7 @@ LEVELS = [
     ],
     ["bounds", "noise", "privacy"],
     ["_training", "sampling", "ledger", "_private_model"],
-    ["checkpoints", "callbacks", "dynamic", "model", "sensitivity"],
+    ["checkpoints", "callbacks", "dynamic", "model", "robustness", "sensitivity"],
     [
         "_adbench",
         "_datasets",
@@ -44,7 +44,7 @@ LEVELS = [
         "statement",
         "training_run",
     ],
-    ["testing", "audit", "utils", "robustness"],
+    ["testing", "audit", "utils"],
     ["conversion", "cli", "__main__"],
 ]
 ORDER = {name: index for index, name in enumerate(sum(LEVELS, []))}

@@ -9,10 +9,11 @@ import keras
 import numpy as np
 import pytest
 
-from deel.lipdp import pipeline, recipes, run_folder, training_run
+from deel.lipdp import layers, pipeline, recipes, run_folder, training_run
 from deel.lipdp.accounting import GaussianStep, PoissonSampling, compute_epsilon
 from deel.lipdp.bounds import compute_gradient_bounds
 from deel.lipdp.model import DP_Sequential
+from deel.lipdp.robustness import certified_accuracy
 from deel.lipdp.training_run import train
 
 EPOCHS, BATCH_SIZE, EPSILON = 3, 300, 1.0
@@ -66,6 +67,23 @@ def test_folder_holds_every_file_and_nothing_lies_beside_it(run):
     assert read(run, "privacy.json") == run.privacy
     assert read(run, "metrics.json") == run.metrics
     assert (run.output / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pixels_are_certified_and_features_are_not(run, tmp_path, monkeypatch, no_calibration):
+    certified, test = run.metrics["certified_accuracy"], pipeline.load_images("digits")
+    assert certified["radius"][0] == 0.0 and np.all(np.diff(certified["radius"]) > 0.0)
+    assert certified["accuracy"][0] == pytest.approx(run.metrics["test_accuracy"], abs=1.0 / len(test.x_test))
+    assert np.all(np.diff(certified["accuracy"]) <= 0.0)
+    found = certified_accuracy(run.model, test.x_test, test.y_test, certified["radius"])
+    np.testing.assert_array_equal(found, certified["accuracy"])
+    assert certified["accuracy"][0] > certified["accuracy"][-1]
+    assert (run.output / "certified.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setitem(recipes.FRONT_ENDS, "flat", (layers.DP_Flatten(),))
+    monkeypatch.setitem(recipes.RECIPES, "flat", recipes.Recipe("digits", 1, 300, front_end="flat"))
+    flat = train("flat", 1.0, tmp_path / "flat", progress=False)
+    assert flat.metrics["certified_accuracy"] is None
+    assert sorted(os.listdir(flat.output)) == sorted(set(run_folder.FILES) - {"certified.png"})
 
 
 def test_history_has_one_entry_per_epoch_and_ends_at_the_reported_epsilon(run):

@@ -10,9 +10,18 @@ import shutil
 
 from deel.lipdp import _checks
 
-__all__ = ["FILES", "check_output", "new_run_folder", "write_curve", "write_json"]
+__all__ = ["FILES", "check_output", "new_run_folder", "write_certified", "write_curve", "write_json"]
 
-FILES = ("history.json", "privacy.json", "privacy_card.md", "metrics.json", "model.keras", "curve.png")
+#: What a run may hold. Only networks on pixels are certified.
+FILES = (
+    "history.json",
+    "privacy.json",
+    "privacy_card.md",
+    "metrics.json",
+    "model.keras",
+    "curve.png",
+    "certified.png",
+)
 
 
 def _refuse(expected, received, remedy):
@@ -111,13 +120,11 @@ def write_json(path, content):
 
 def write_curve(path, history):
     """Draws accuracy against epsilon, against epochs where no epsilon holds (seeded runs)."""
-    from matplotlib.figure import Figure  # not pyplot: no window, no state shared with the user's figures
     from matplotlib.ticker import MaxNLocator
 
     epsilon = history.get("epsilon", [None])
     private = all(value is not None and math.isfinite(value) for value in epsilon)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
+    axes = _axes()
     for key, label, marker in (("accuracy", "training", "."), ("val_accuracy", "validation", "o")):
         if key in history:
             values = history[key]
@@ -125,7 +132,26 @@ def write_curve(path, history):
     axes.set_xlabel(f"epsilon, at delta = {history['delta'][-1]:g}" if private else "epoch (seeded: no epsilon holds)")
     if not private:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("accuracy")
-    axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
+    _save(axes, path, "accuracy")
+
+
+def write_certified(path, certified):
+    """Draws certified accuracy against the radius, both lists in a dict."""
+    axes = _axes()
+    axes.plot(certified["radius"], certified["accuracy"], marker="o", ms=4)
+    axes.set_xlabel("radius: Euclidean norm of the change of an image, pixels in [0, 1]")
+    axes.set_ylim(bottom=0.0)
+    _save(axes, path, "certified accuracy, test set")
+
+
+def _axes():
+    from matplotlib.figure import Figure  # not pyplot: no window, no state shared with the user's figures
+
+    return Figure(figsize=(6, 4), layout="constrained").add_subplot()
+
+
+def _save(axes, path, title):
+    axes.set_ylabel(title)
+    axes.grid(alpha=0.3)
+    axes.figure.savefig(path, dpi=150)

@@ -14,12 +14,15 @@ from deel.lipdp.noise import get_noise_multiplier_coefs, noise_multiplier_for
 from deel.lipdp.parameters import STRATEGIES, DatasetMetadata, DPParameters
 from deel.lipdp.pipeline import default_delta_value, load_images
 from deel.lipdp.recipes import FRONT_ENDS, RECIPES, build_model
+from deel.lipdp.robustness import certified_accuracy
 from deel.lipdp.sampling import poisson_batches
 from deel.lipdp.statement import save_privacy_statement
 
 __all__ = ["TrainingRun", "fit_recipe", "train"]
 
 _EVALUATION_BATCH = 1000
+# Euclidean norms of the change of an image with pixels in [0, 1].
+_RADII = [level / 255.0 for level in (0, 1, 2, 4, 8, 16, 36, 72, 108, 144, 255)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,9 +123,15 @@ def train(
             "noise_seed": noise_seed,
             "recipe": dataclasses.asdict(recipe),
         }
+        certified = None
+        if recipe.front_end is None:  # features are not Lipschitz functions of the image
+            shares = certified_accuracy(model, data.x_test, data.y_test, _RADII)
+            certified = {"radius": _RADII, "accuracy": shares.tolist()}
+            run_folder.write_certified(folder / "certified.png", certified)
         metrics = {
             "test_accuracy": test["accuracy"],
             "test_loss": test["loss"],
+            "certified_accuracy": certified,
             "val_accuracy": history.get("val_accuracy", [None])[-1],
             "val_loss": history.get("val_loss", [None])[-1],
             "wall_seconds": round(time.perf_counter() - started, 1),
