@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -132,6 +134,11 @@ def test_statement_says_what_is_and_is_not_protected(run):
         "public constants",
     ):
         assert words in statement
+
+
+def test_a_saved_model_loads_in_a_process_that_imports_the_model_module_alone(run):
+    code = f"import deel.lipdp.model, keras; keras.models.load_model({str(run.output / 'model.keras')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_metrics_and_saved_model_agree(run):

@@ -4,7 +4,9 @@ import keras
 
 # So that load_model finds every class and function of the library once this is imported.
 import deel.lipdp._replacements
-import deel.lipdp.losses  # noqa: F401
+import deel.lipdp.initializers
+import deel.lipdp.losses
+import deel.lipdp.optimizers  # noqa: F401
 from deel.lipdp import _checks
 from deel.lipdp._private_model import PrivateModel
 from deel.lipdp.bounds import LayerCall, compute_gradient_bounds

@@ -22,8 +22,9 @@ class DPParameters:
 
     Args:
         noisify_strategy: `"per-layer"` (alias `"local"`): each variable gets noise in proportion to its own gradient
-            bound; `"global"`: every variable gets one stddev, in proportion to the norm of all bounds together;
-            `"optimal"`: the allocation with the least total noise energy for the same privacy.
+            bound, times the `nm_coef` of its layer; `"global"`: every variable gets one stddev, in proportion to the
+            norm of all bounds together; `"optimal"`: the allocation with the least total noise energy for the same
+            privacy, where the noise on a layer counts as divided by its `nm_coef`.
         noise_multiplier: float >= 0, stddev of the noise over the L2 sensitivity: of one layer for `"per-layer"`, of
             all the gradients together otherwise. Zero adds no noise and reports infinite epsilon.
         delta: float in (0, 1), the probability the guarantee leaves out; well below one over the number of examples.

@@ -27,7 +27,7 @@ class DPLayer:
     a tuple of bounds in place of one.
     """
 
-    #: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+    #: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
     nm_coef = 1.0
 
     #: bool, for a layer with several inputs: whether the cotangents at all of them together have at most the norm of

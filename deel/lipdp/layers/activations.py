@@ -242,7 +242,7 @@ class DP_Householder(DPLayer, keras.layers.Layer):
     the smaller first.
 
     Args:
-        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        nm_coef: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
         **kwargs: `name`, `dtype`.
 
     Input shape: `(batch, ..., channels)`, an even number of channels.

@@ -72,7 +72,7 @@ class DP_AddBias(DPLayer, keras.layers.Layer):
 
     Args:
         norm_max: float in [1e-15, 1e15], largest Euclidean norm of the bias.
-        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        nm_coef: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
         **kwargs: `name`, `dtype`.
 
     Input shape: `(batch, ..., channels)`, all but the batch known.

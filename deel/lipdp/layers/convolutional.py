@@ -144,7 +144,7 @@ class DP_QuickSpectralConv2D(_FullConvolution, keras.layers.Conv2D):
         kernel_initializer: as in Keras; `"orthogonal"` starts close to an isometry of images, with most of its weight
             in the middle of the window.
         kernel_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
-        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        nm_coef: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
         **kwargs: other arguments of `keras.layers.Conv2D`; `use_bias=True`, `groups` above 1 and `channels_first` are
             refused.
 
@@ -186,7 +186,7 @@ class DP_Conv1D(_FullConvolution, keras.layers.Conv1D):
         kernel_initializer: as in Keras; `"orthogonal"` starts close to an isometry of sequences, with most of its
             weight in the middle of the window.
         kernel_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
-        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        nm_coef: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
         **kwargs: other arguments of `keras.layers.Conv1D`; `use_bias=True`, `groups` above 1 and `channels_first` are
             refused.
 
@@ -220,7 +220,7 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
         depthwise_initializer: as in Keras; `"orthogonal"` starts close to an isometry of images, with most of its
             weight in the middle of the window, and others are moved towards one.
         depthwise_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
-        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        nm_coef: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
         **kwargs: other arguments of `keras.layers.DepthwiseConv2D`; `use_bias=True` and `channels_first` are refused.
 
     Input shape: `(batch, rows, cols, channels)`, rows and cols known.
@@ -339,7 +339,7 @@ class DP_PatchEmbedding(_SpectralConvolution, keras.layers.Conv2D):
         activation: None or the name of a 1-Lipschitz activation that is zero at zero (`"relu"`, `"tanh"`, ...).
         kernel_initializer: as in Keras; all directions have to be in it.
         kernel_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
-        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        nm_coef: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
         **kwargs: other arguments of `keras.layers.Conv2D`; `use_bias=True`, `groups` above 1, `channels_first` and
             what the patches settle (`strides`, `padding`, `dilation_rate`) are refused.
 

@@ -23,7 +23,7 @@ class DP_QuickSpectralDense(SpectralKernel, keras.layers.Dense):
         activation: None or the name of a 1-Lipschitz activation that is zero at zero (`"relu"`, `"tanh"`, ...).
         kernel_initializer: as in Keras; `"orthogonal"` starts with every singular value at 1.
         kernel_regularizer: as in Keras. Its gradient does not depend on data and is added after the noise.
-        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        nm_coef: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
         **kwargs: other arguments of `keras.layers.Dense`; `use_bias=True` is refused.
 
     Input shape: `(batch, ..., features)`, any number of leading positions.

@@ -31,7 +31,7 @@ class DP_Embedding(DPLayer, keras.layers.Layer):
         output_dim: int, length of a row.
         norm_max: float in [1e-15, 1e15], largest Euclidean norm of a row.
         embeddings_initializer: as in `keras.layers.Embedding`; rows beyond `norm_max` are projected.
-        nm_coef: float > 0, weight of this layer's noise multiplier under the `per-layer` strategy.
+        nm_coef: float > 0, how much noise this layer bears beside the others; see `DPParameters`.
         **kwargs: `name`, `dtype`.
 
     Input shape: `(batch, ...)`, all but the batch known.
