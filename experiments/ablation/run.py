@@ -19,12 +19,14 @@ import post_processing
 
 from deel.lipdp import layers
 from deel.lipdp.bounds import compute_gradient_bounds
+from deel.lipdp.dynamic import AdaptiveQuantileClipping
 from deel.lipdp.initializers import FourierWaves
 from deel.lipdp.model import DP_Sequential
 from deel.lipdp.noise import noise_stddevs
 from deel.lipdp.optimizers import LayerwiseSGD
 from deel.lipdp.pipeline import load_images
 from deel.lipdp.recipes import RECIPES, build_model
+from deel.lipdp.sampling import poisson_batches
 from deel.lipdp.training_run import fit_recipe
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -39,19 +41,22 @@ SLOTS = ("guard", "centring", "norm", "waves", "modulus", "second centring", "se
 
 @dataclasses.dataclass(frozen=True)
 class Lever:
-    """A change of fields of the recipe, of the noise strategy, of layers by slot, and of the optimizer.
+    """A change of fields of the recipe, of the noise strategy, of layers by slot, of the optimizer, and of callbacks.
 
     Args:
         recipe: dict.
         strategy: str.
         slots: dict, slot -> callable `(recipe)` that gives the layers in its place.
         optimizer: callable `(schedule, factors, model)` that gives an optimizer.
+        callbacks: callable `(batches)` that gives callbacks. What they release comes out of the same epsilon: training
+            ends before the step that would exceed it.
     """
 
     recipe: dict = dataclasses.field(default_factory=dict)
     strategy: str = "optimal"
     slots: dict = dataclasses.field(default_factory=dict)
     optimizer: object = lambda schedule, factors, model: LayerwiseSGD(schedule, factors=factors, momentum=0.9)
+    callbacks: object = lambda batches: []
 
 
 def convolution(initializer="orthogonal", kernel_size=None, **changes):
@@ -114,6 +119,10 @@ LEVERS = {
     "clip at the logits 0.2": Lever({"clip_value": 0.2}),
     "clip at the logits 0.8": Lever({"clip_value": 0.8}),
     "no clip at the logits": Lever({"clip_value": 2.0**0.5}),
+    "clip moves to the 0.8 quantile of the norms": Lever(
+        slots={"clip": lambda recipe: [layers.DP_ClipGradient(recipe.clip_value, dynamic=True)]},
+        callbacks=lambda batches: [AdaptiveQuantileClipping(batches, quantile=0.8, log_fn=lambda logs: None)],
+    ),
     "temperature 40": Lever({"temperature": 40.0}),
     "temperature 80": Lever({"temperature": 80.0}),
     "temperature 320": Lever({"temperature": 320.0}),
@@ -199,7 +208,16 @@ def builder(lever):
 def train(lever, data):
     """Held-out accuracy of one training."""
     recipe = dataclasses.replace(RECIPE, **lever.recipe)
-    _, history = fit_recipe(recipe, EPSILON, data, delta=1e-5, strategy=lever.strategy, build=builder(lever))
+    (x, y), _ = data.hold_out(0.1)
+    _, history = fit_recipe(
+        recipe,
+        EPSILON,
+        data,
+        delta=1e-5,
+        strategy=lever.strategy,
+        build=builder(lever),
+        callbacks=lever.callbacks(poisson_batches(x, y, recipe.batch_size)),
+    )
     return round(history["val_accuracy"][-1], 5)
 
 
