@@ -66,7 +66,7 @@ def make_runs(folder, point, arguments, run_once, metric):
     result = json.loads(path.read_text()) if path.exists() else {"runs": []}
     for run in result["runs"]:
         made_with = run.get("metrics", {}).get("settings", {}).get("recipe")
-        # What a recipe leaves at None, or no longer has, changes nothing.
+        # Runs may be older than the fields of today. Those of a network that a recipe does not have are None.
         now = {} if made_with is None else {k: v for k, v in recipe_of(point).items() if v is not None}
         if result["point"] != point or any(made_with.get(field) != value for field, value in now.items()):
             raise SystemExit(f"{path} has runs of other settings than those of now: move it away to begin anew.")

@@ -63,20 +63,30 @@ def test_the_modulus_of_a_wave_does_not_depend_on_its_phase():
     np.testing.assert_allclose(strengths[..., strongest[0]], strengths[..., strongest[0]].mean(), rtol=0.1)
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 8), (4, 4, 1, 9), (4, 4, 3, 10), (4, 4, 1, 40)])
+@pytest.mark.parametrize(
+    "shape", [(4, 4, 8), (4, 4, 1, 9), (4, 4, 3, 10), (4, 4, 1, 40), (4, 4, 0, 4), (0, 4, 1, 2), (4, 4, 1, 0)]
+)
 def test_shapes_without_waves_are_refused(shape):
     with pytest.raises(ValueError, match="FourierWaves: expected a kernel of shape"):
         FourierWaves()(shape)
 
 
 def test_every_frequency_can_be_had():
-    for size in (4, 5):
-        whole = (size * size + (1 if size % 2 else 4)) // 2  # of an even size four frequencies are their own opposites
-        assert np.isfinite(pairs_of((size, size, 1, 2 * whole))).all()
-        with pytest.raises(ValueError):
-            FourierWaves()((size, size, 1, 2 * whole + 2))
+    for rows, cols, below in ((4, 4, 9), (5, 5, 25), (4, 1, 3), (1, 4, 3), (10, 5, 45)):
+        filters = below + 1  # those below half the sampling rate: the mean, and pairs of opposites
+        kernel = np.asarray(FourierWaves()((rows, cols, 1, filters)), "float64")
+        envelope = np.outer(*(np.cos(np.pi * (np.arange(n) - (n - 1) / 2) / n) for n in (rows, cols)))
+        matrix = (kernel / envelope[:, :, None, None]).reshape(-1, filters)[:, 2:]
+        np.testing.assert_allclose(matrix.T @ matrix, np.eye(filters - 2), atol=1e-5)
+        with pytest.raises(ValueError, match=f"at most {filters} filters"):
+            FourierWaves()((rows, cols, 1, filters + 2))
 
 
 def test_config_round_trip():
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(FourierWaves()))
     np.testing.assert_array_equal(copy((4, 4, 1, 10)), FourierWaves()((4, 4, 1, 10)))
+
+
+def test_dtype():
+    assert FourierWaves()((4, 4, 1, 10)).dtype == keras.config.floatx()
+    assert FourierWaves()((4, 4, 1, 10), dtype="float16").dtype == "float16"

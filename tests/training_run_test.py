@@ -136,6 +136,12 @@ def test_statement_says_what_is_and_is_not_protected(run):
         assert words in statement
 
 
+@pytest.mark.parametrize("rate", [0.0, -1.0])
+def test_a_convolution_that_cannot_move_is_refused(rate, tmp_path):
+    with pytest.raises(ValueError, match="Recipe: expected convolution_rate"):
+        train_digits(tmp_path / "run", convolution_rate=rate)
+
+
 def test_a_saved_model_loads_in_a_process_that_imports_the_model_module_alone(run):
     code = f"import deel.lipdp.model, keras; keras.models.load_model({str(run.output / 'model.keras')!r})"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -330,13 +330,15 @@ class PrivateModel:
             )
         bounds = compute_gradient_bounds(self)
         stddevs = noise_stddevs(self, bounds)
-        smallest, largest = (f(stddevs.values()) / self.dataset_metadata.batch_size for f in (min, max))
-        if largest > 0 and not _SMALLEST_STDDEV <= smallest <= largest <= 1 / _SMALLEST_STDDEV:
+        means = [stddev / self.dataset_metadata.batch_size for stddev in stddevs.values()]
+        # Written so that NaN is refused, wherever it stands.
+        held = all(_SMALLEST_STDDEV <= mean <= 1 / _SMALLEST_STDDEV for mean in means)
+        if not held and not all(mean == 0 for mean in means):
             _refuse(
                 self._who(),
                 f"noise of stddev between {_SMALLEST_STDDEV} and {1 / _SMALLEST_STDDEV}, where single precision holds",
-                f"{smallest:.3g} to {largest:.3g}",
-                "Rescale the data and the upper_bound of DP_BoundedInput.",
+                ", ".join(f"{mean:.3g}" for mean in means),
+                "Rescale the data and the upper_bound of DP_BoundedInput, or the nm_coef of layers.",
             )
         sampling = self._sampler.sampling if self._sampler else UndeclaredSampling()
         scales = self.scales_in_force()

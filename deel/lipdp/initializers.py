@@ -17,11 +17,13 @@ class FourierWaves(keras.initializers.Initializer):
     """Kernels of a 2-D convolution that start as a short-time Fourier transform: complex waves under a window.
 
     The window is one arch of a sine along each axis. Filters come in adjacent pairs, real and imaginary part, for
-    `DP_Modulus`. Frequencies are those of the discrete Fourier transform of a window, one of each pair of opposites,
-    the lowest first and the mean first of all. With several input channels each frequency is there once for every
-    vector of the cosine basis of the channels: their mean, then their contrasts. None of this looks at data.
+    `DP_Modulus`. Frequencies are those of the discrete Fourier transform of a window below half the sampling rate, one
+    of each pair of opposites, the lowest first. First of all is the mean, whose two parts are the same. With several
+    input channels each frequency is there once for every vector of the cosine basis of the channels: their mean, then
+    their contrasts. None of this looks at data.
 
-    Without their window the waves are orthonormal; a layer of this library scales them to its own constraint.
+    Without their window the waves are orthonormal, the mean apart; a layer of this library scales them to its own
+    constraint.
 
     Raises:
         ValueError: when called, for a shape that is not `(rows, cols, channels, filters)`, for filters that are no
@@ -32,25 +34,26 @@ class FourierWaves(keras.initializers.Initializer):
     """
 
     def __call__(self, shape, dtype=None):
-        return ops.convert_to_tensor(_waves(tuple(shape)), dtype=dtype)
+        return ops.convert_to_tensor(_waves(tuple(shape)), dtype=dtype or keras.config.floatx())
 
     def get_config(self):
         return {}
 
 
 def _waves(shape):
-    if len(shape) != 4 or shape[3] % (2 * shape[2]):
+    if len(shape) != 4 or min(shape) < 1 or shape[3] % (2 * shape[2]):
         _refuse("(rows, cols, channels, filters), filters a multiple of 2 * channels", shape)
     *window, channels, filters = shape
     along = [np.arange(size) - (size - 1) / 2.0 for size in window]
-    # Of a frequency and its opposite the one with the first entry that is not 0 above 0.
-    steps = (range(-(size // 2), (size + 1) // 2) for size in window)
-    frequencies = [(u, v) for u, v in itertools.product(*steps) if (u, v) >= (0, 0) or 2 * u == -window[0]]
+    # Of a frequency and its opposite the one whose first entry that is not 0 is above 0. Half the sampling rate is its
+    # own opposite, and its wave no complex one.
+    steps = (range(-((size - 1) // 2), (size + 1) // 2) for size in window)
+    frequencies = [(u, v) for u, v in itertools.product(*steps) if (u, v) >= (0, 0)]
     frequencies.sort(key=lambda f: (math.hypot(f[0] / window[0], f[1] / window[1]), f))
     count = filters // (2 * channels)
     if count > len(frequencies):
         _refuse(f"at most {2 * channels * len(frequencies)} filters", shape)
-    # Its squares, half a window apart, add up to 1: all pixels weigh the same.
+    # Its squares, half a window apart, add up to 1.
     envelope = np.outer(*(np.cos(np.pi * positions / size) for positions, size in zip(along, window, strict=True)))
     colours = [np.cos(np.pi * k * (np.arange(channels) + 0.5) / channels) for k in range(channels)]
     kernel = []

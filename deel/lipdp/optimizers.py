@@ -17,43 +17,47 @@ class LayerwiseSGD(keras.optimizers.SGD):
 
     Args:
         learning_rate: as in Keras.
-        factors: dict, name of a layer -> float > 0. Layers that it does not name have factor 1.
-        **kwargs: other arguments of `keras.optimizers.SGD`.
+        factors: dict, name of a layer -> float > 0. Layers that it does not name have factor 1; those that share a name
+            share the factor.
+        **kwargs: other arguments of `keras.optimizers.SGD`. Weight decay knows nothing of factors.
 
     Raises:
-        TypeError, ValueError: for a factor that is no positive number; when built, if no variable belongs to a layer
-            that `factors` names.
+        TypeError, ValueError: for factors that are no dict, and one that is no positive number; when built, if no
+            variable belongs to a layer that `factors` names.
     """
 
     def __init__(self, learning_rate=0.01, *, factors, **kwargs):
         super().__init__(learning_rate, **kwargs)
+        if not isinstance(factors, dict):
+            received = f"factors={factors!r}"
+            raise TypeError(_checks.message("LayerwiseSGD", "a dict of factors by layer", received, "Pass a dict."))
         self.factors = {
             name: _checks.number("LayerwiseSGD", f"factors[{name!r}]", factor, above=0.0)
             for name, factor in factors.items()
         }
 
     def build(self, variables):
-        super().build(variables)
-        layers = [_layer_name(variable) for variable in variables]
-        unknown = sorted(set(self.factors) - set(layers))
+        names = [_layer_name(variable) for variable in variables]
+        unknown = sorted(set(self.factors) - set(names))
         if unknown:
             raise ValueError(
                 _checks.message(
                     "LayerwiseSGD",
-                    f"factors of layers with variables {sorted(set(layers))}",
+                    f"factors of layers with variables {sorted(set(names))}",
                     f"{unknown}",
                     "Name the layers when you make them.",
                 )
             )
+        super().build(variables)
+        self._factors = [self.factors.get(name, 1.0) for name in names]
 
-    def apply(self, grads, trainable_variables=None):
-        variables = self._trainable_variables if trainable_variables is None else trainable_variables
-        factors = [self.factors.get(_layer_name(variable), 1.0) for variable in variables]
-        super().apply([g * factor for g, factor in zip(grads, factors, strict=True)], trainable_variables)
+    def update_step(self, gradient, variable, learning_rate):
+        factor = self._factors[self._get_variable_index(variable)]
+        super().update_step(gradient, variable, factor * learning_rate)
 
     def get_config(self):
-        return {**super().get_config(), "factors": self.factors}
+        return {**super().get_config(), "factors": dict(self.factors)}
 
 
 def _layer_name(variable):
-    return variable.path.split("/")[-2]
+    return "/".join(variable.path.split("/")[:-1]).rsplit("/", 1)[-1]

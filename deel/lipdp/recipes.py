@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from deel.lipdp import layers
+from deel.lipdp import _checks, layers
 from deel.lipdp.features import SceneFeatures, StrokeFeatures
 from deel.lipdp.initializers import FourierWaves
 from deel.lipdp.losses import DP_TauCategoricalCrossentropy
@@ -29,7 +29,7 @@ class Recipe:
 
     With a front end the network is one linear layer on its features. Without one it works on pixels, and every layer is
     trained: a convolution that starts from waves under a window, the modulus of each, then the linear layer. Image and
-    moduli are centred and scaled to norm 1, so that every example uses the whole bound.
+    moduli are centred and scaled to norm 1, so that every example uses the whole bound of the linear layer.
 
     Args:
         dataset: str, see `load_images`.
@@ -92,7 +92,7 @@ def build_model(recipe, dp_parameters, dataset_metadata):
     factors = {}
     if recipe.front_end is None:
         stack += _waves(recipe)
-        factors["waves"] = recipe.convolution_rate
+        factors["waves"] = recipe.convolution_rate  # checked above
     stack.append(layers.DP_ContractiveDense(dataset_metadata.nb_classes, name="logits"))
     stack.append(layers.DP_ClipGradient(recipe.clip_value))
     model = DP_Sequential(stack, dp_parameters=dp_parameters, dataset_metadata=dataset_metadata)
@@ -111,6 +111,7 @@ def build_model(recipe, dp_parameters, dataset_metadata):
 
 def _waves(recipe):
     """From pixels to the strength of waves around positions."""
+    rate = _checks.number("Recipe", "convolution_rate", recipe.convolution_rate, above=0.0)
     return [
         layers.DP_LayerCentering(),
         layers.DP_NormalizeToBall(1.0),
@@ -120,7 +121,7 @@ def _waves(recipe):
             strides=recipe.strides,
             padding="same",
             kernel_initializer=FourierWaves(),
-            nm_coef=1.0 / recipe.convolution_rate,
+            nm_coef=1.0 / rate,
             name="waves",
         ),
         layers.DP_Modulus(),

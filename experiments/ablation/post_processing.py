@@ -34,7 +34,8 @@ class _MomentumOfMatrices(LayerwiseSGD):
         momentum = self.momentums[index]
         self.assign(momentum, self.momentum * momentum + gradient)
         matrix = ops.reshape(ops.convert_to_tensor(momentum), (-1, variable.shape[-1]))
-        self.assign_sub(variable, learning_rate * ops.reshape(self._direction(matrix, index), variable.shape))
+        rate = learning_rate * self._factors[index]
+        self.assign_sub(variable, rate * ops.reshape(self._direction(matrix, index), variable.shape))
 
 
 class OrthogonalMomentum(_MomentumOfMatrices):

@@ -95,9 +95,7 @@ def averaged(schedule, factors, model):
 
 
 def shrunk(schedule, factors, model):
-    scales = [factors.get(variable.path.split("/")[-2], 1.0) for variable in model.trainable_variables]
-    scaled = [scale * stddev for scale, stddev in zip(scales, stddevs(model), strict=True)]
-    return post_processing.ShrunkMomentum(schedule, factors=factors, momentum=0.9, stddevs=scaled)
+    return post_processing.ShrunkMomentum(schedule, factors=factors, momentum=0.9, stddevs=stddevs(model))
 
 
 def adam(schedule, factors, model):
@@ -174,14 +172,22 @@ LEVERS = {
         {"convolution_rate": 0.1},
         optimizer=lambda s, f, m: post_processing.TangentSGD(s, factors=f, momentum=0.9),
     ),
-    "Adam, rate 0.001": Lever({"learning_rate": 0.001}, optimizer=adam),
-    "Adam, rate 0.0001": Lever({"learning_rate": 0.0001}, optimizer=adam),
-    "corrected Adam, rate 0.001": Lever({"learning_rate": 0.001}, optimizer=corrected_adam),
-    "corrected Adam, rate 0.0001": Lever({"learning_rate": 0.0001}, optimizer=corrected_adam),
-    "orthogonalised momentum, rate 0.02": Lever({"learning_rate": 0.02}, optimizer=orthogonal_momentum),
-    "orthogonalised momentum, rate 0.005": Lever({"learning_rate": 0.005}, optimizer=orthogonal_momentum),
     "singular values of the momentum shrunk": Lever(optimizer=shrunk),
 }
+
+
+# No factor on the rate of the first layer: it gets the noise that is least for all weights alike.
+for name, rate, optimizer in (
+    ("Adam", 0.001, adam),
+    ("Adam", 0.0001, adam),
+    ("corrected Adam", 0.001, corrected_adam),
+    ("corrected Adam", 0.0001, corrected_adam),
+    ("orthogonalised momentum", 0.02, orthogonal_momentum),
+    ("orthogonalised momentum", 0.005, orthogonal_momentum),
+):
+    LEVERS[f"{name}, rate {rate:g}, no factors"] = Lever(
+        {"learning_rate": rate}, slots={"waves": convolution(FourierWaves(), nm_coef=1.0)}, optimizer=optimizer
+    )
 
 
 def builder(lever):

@@ -239,6 +239,13 @@ def test_optimal_has_the_least_energy_for_the_same_privacy(nm_coef):
     assert energies["optimal"] < 0.95 * min(energies["per-layer"], energies["global"])
 
 
+@pytest.mark.parametrize("nm_coef", [1e-308, 1e-300, 1e300])
+def test_noise_that_is_no_number_or_no_single_precision_is_refused(nm_coef):
+    private = wide_model("optimal", nm_coef=nm_coef)
+    with pytest.raises(ValueError, match="expected noise of stddev between"):
+        private.fit(*data(8), verbose=0)
+
+
 def test_joint_multiplier_and_its_inverse():
     private = wide_model("per-layer", noise_multiplier=3.0, nm_coef=2.0)
     joint = joint_noise_multiplier(private)

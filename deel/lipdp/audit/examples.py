@@ -85,9 +85,9 @@ def hard_weights(model, labels, *, steps=100, restarts=3, tries=50, seed=0):
     restarts = _checks.integer("hard_weights", "restarts", restarts)
     starts = hard_examples(model, labels, restarts, tries=tries, seed=seed)
     before, largest = model.get_weights(), model.dataset_metadata.max_norm
-    # A kernel of zeros sends nothing back, and the ascent would not leave it: no ratio is above 0 there.
+    # A kernel of zeros sends nothing back, and the ascent would not leave it: not all ratios are above 0 there.
     rng = np.random.default_rng(seed)
-    first = [w if w.any() else rng.normal(size=w.shape).astype(w.dtype) for w in before]
+    first = [w if w.ndim < 2 or w.any() else rng.normal(size=w.shape).astype(w.dtype) for w in before]
     image = keras.Variable(starts[0][:1] / largest)  # of norm 1, so that the learning rate fits
     label = tf.Variable(starts[1][:1])
     ascent = [image, *model.trainable_variables]

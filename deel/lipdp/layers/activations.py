@@ -25,7 +25,7 @@ def _check_channels(layer, input_shape, size):
                 f"{type(layer).__name__} '{layer.name}'",
                 f"a number of channels that is a multiple of {size}",
                 f"input shape {tuple(input_shape)}",
-                "Change the number of channels of the layer before, or the size of a group.",
+                "Change the number of channels of the layer before.",
             )
         )
 
@@ -146,7 +146,8 @@ class DP_Modulus(NonExpansive, keras.layers.Layer):
         _check_channels(self, input_shape, 2)
 
     def call(self, inputs):
-        pairs = ops.reshape(half_squares(inputs), (-1, *self.compute_output_shape(inputs.shape)[1:], 2))
+        shape = ops.shape(inputs)
+        pairs = ops.reshape(half_squares(inputs), (*shape[:-1], shape[-1] // 2, 2))
         return root(ops.sum(pairs, axis=-1), 2)
 
     def compute_output_shape(self, input_shape):
