@@ -33,8 +33,7 @@ page by `python experiments/report.py` from `experiments/*/results/*.json`. What
 Points named `features` train one linear layer on features that were fitted to *drawn* images and saw no record
 (`deel.lipdp.features`); `lipdp train --recipe mnist`, `fashion_mnist` and `cifar10` do the same. Points named `pixels`
 train every layer, from pixels to logits: a convolution that starts as a short-time Fourier transform, its moduli, and a
-linear layer (recipes `mnist_pixels` and so on). The convolution moves at 0.3 % of the learning rate: the
-[last section](#what-each-lever-is-worth) says what training it is worth.
+linear layer (recipes `mnist_pixels` and so on). The convolution moves at 0.3 % of the learning rate.
 """
 
 
@@ -162,6 +161,8 @@ def certified_pixels_section():
 
 def ablation_section():
     path = ROOT / "experiments" / "ablation" / "results" / "fashion_mnist.json"
+    if not path.exists():
+        return []
     result = json.loads(path.read_text())
     levers = {name: [run["val_accuracy"] for run in lever["runs"]] for name, lever in result["levers"].items()}
     base = statistics.mean(levers["base"])
