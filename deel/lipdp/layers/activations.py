@@ -17,13 +17,13 @@ def _descending(inputs, axis):
     return -ops.sort(-inputs, axis=axis)
 
 
-def _check_channels(layer, input_shape, size):
+def _check_channels(layer, input_shape, size, name=""):
     """Refuses channels that do not form groups of that size."""
     if input_shape[-1] is None or input_shape[-1] % size:
         raise ValueError(
             _checks.message(
                 f"{type(layer).__name__} '{layer.name}'",
-                f"a number of channels that is a multiple of {size}",
+                f"a number of channels that is a multiple of {name}{size}",
                 f"input shape {tuple(input_shape)}",
                 "Change the number of channels of the layer before.",
             )
@@ -60,7 +60,7 @@ class DP_GroupSort(NonExpansive, keras.layers.Layer):
         self.n = _checks.integer(f"DP_GroupSort '{self.name}'", "n", n, at_least=2)
 
     def build(self, input_shape):
-        _check_channels(self, input_shape, self.n)
+        _check_channels(self, input_shape, self.n, "n=")
 
     def call(self, inputs):
         if self.n == 2:
