@@ -28,6 +28,9 @@ NETWORKS = {
 
 
 def network(name, last=True):
+    # Always the same weights: a certificate allows for rounding, some 4e-5 here, and one in forty draws of them has an
+    # example whose lead is over a threshold by less, certain in exact arithmetic only.
+    keras.utils.set_random_seed(1)
     head = [layers.DP_QuickSpectralDense(CLASSES), layers.DP_ClipGradient(0.5)]
     stack = [layers.DP_BoundedInput(3.0, input_shape=SHAPE), *NETWORKS[name](), *(head if last else head[:1])]
     data = metadata(shape=SHAPE)

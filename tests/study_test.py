@@ -73,6 +73,22 @@ def test_runs_of_another_recipe_are_not_mixed(study, monkeypatch):
         call(study, monkeypatch, run=lambda *_: finished(0.7))
 
 
+def test_runs_from_before_a_field_are_kept_where_the_recipe_leaves_it_out(study, monkeypatch):
+    """`filters` is None behind a front end: 16 of them were there, and did nothing."""
+    [point] = json.loads((study.folder / "settings.json").read_text())["points"]
+    recipe = {**study.recipe_of(point), "filters": 16, "hidden_units": [128]}
+    del recipe["convolution_rate"]
+    call(study, monkeypatch, run=lambda *_: {**finished(0.7), "metrics": {"settings": {"recipe": recipe}}})
+    call(study, monkeypatch, run=lambda *_: pytest.fail("no run is missing"))
+    path = study.folder / "settings.json"
+    path.write_text(path.read_text().replace('"mnist"', '"mnist_pixels"'))
+    made = json.loads((study.folder / "results" / f"{point['name']}.json").read_text())
+    made["point"]["recipe"] = "mnist_pixels"
+    (study.folder / "results" / f"{point['name']}.json").write_text(json.dumps(made))
+    with pytest.raises(SystemExit, match="other settings"):
+        call(study, monkeypatch, run=lambda *_: finished(0.7))
+
+
 def test_no_seen_test_score_is_left_out(study, monkeypatch):
     """Two processes at one point: all runs are in the result, however many."""
 
