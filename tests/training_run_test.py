@@ -136,6 +136,25 @@ def test_statement_says_what_is_and_is_not_protected(run):
         assert words in statement
 
 
+def test_another_network_is_trained_and_its_noise_calibrated(no_calibration):
+    built = []
+
+    def build(*arguments):
+        built.append(recipes.build_model(*arguments))
+        built[-1].get_layer("logits").nm_coef = 5.0
+        return built[-1]
+
+    recipe = dataclasses.replace(recipes.RECIPES["digits"], epochs=1)
+    data = pipeline.load_images("digits")
+    model, _ = training_run.fit_recipe(recipe, 1.0, data, strategy="per-layer", build=build)
+    assert model is built[-1] and model.ledger.steps == math.ceil(N_TRAIN / 256)
+    [(event, _)] = model.ledger.entries()
+    # The calibrated noise, at the coefficients of the network that was trained.
+    assert event.noise_multiplier == pytest.approx(4.0, rel=1e-9)
+    shares = 1.0 / 5.0**2 + recipe.convolution_rate**2
+    assert model.dp_parameters.noise_multiplier == pytest.approx(4.0 * math.sqrt(shares), rel=1e-9)
+
+
 @pytest.mark.parametrize("rate", [0.0, -1.0])
 def test_a_convolution_that_cannot_move_is_refused(rate, tmp_path):
     with pytest.raises(ValueError, match="Recipe: expected convolution_rate"):
