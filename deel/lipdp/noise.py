@@ -35,7 +35,7 @@ def _global_coefs(model, gradient_bounds):
 
 def _optimal_coefs(model, gradient_bounds):
     # Least noise energy sum d_k (s_k / c_k)^2 at a given joint multiplier, c_k the layer's nm_coef: s_k^2 proportional
-    # to c_k Delta_k / sqrt(d_k) (Lagrange).
+    # to c_k Delta_k / sqrt(d_k) (Lagrange). The sum of 1 / coef^2 is that of weight / total, 1 whatever c_k.
     weights = {
         key: gradient_bounds[key] * math.sqrt(math.prod(variable.shape)) / layer.nm_coef
         for key, layer, variable in _variables(model)
