@@ -7,9 +7,10 @@ import tensorflow as tf
 from doubles import NUM_CLASSES, SHAPE, UPPER_BOUND, data, model
 from scipy import stats
 
+from deel.lipdp import sampling
 from deel.lipdp.accounting import GaussianStep, ShuffledSampling
 from deel.lipdp.layers import DP_BoundedInput, DP_Flatten, DP_QuickSpectralDense
-from deel.lipdp.sampling import Sampler, sampling_of, shuffled_batches
+from deel.lipdp.sampling import sampling_of, shuffled_batches
 
 # Chance that a correct sampler fails one given check of the three below.
 FALSE_ALARM = 1e-6
@@ -145,13 +146,13 @@ def small(**kwargs):
 @pytest.fixture
 def started(monkeypatch):
     """List with one entry for each pass that a sampler was asked for."""
-    passes, draw = [], Sampler.draw
+    passes, draw = [], sampling._Draws.__call__
 
     def noted(self):
         passes.append(self)
         yield from draw(self)
 
-    monkeypatch.setattr(Sampler, "draw", noted)
+    monkeypatch.setattr(sampling._Draws, "__call__", noted)
     return passes
 
 

@@ -1,8 +1,10 @@
 """What `poisson_batches` emits, tested as statistics, and what its mark says."""
 
 import copy
+import gc
 import pickle
 import time
+import weakref
 
 import keras
 import numpy as np
@@ -321,6 +323,17 @@ def test_keras_fit_takes_it(batch_size):
     assert np.isfinite(history.history["loss"]).all()
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
     assert sampling_of(dataset) is not None
+
+
+def test_the_examples_go_when_the_data_set_goes():
+    """TensorFlow keeps every generator of a data set for ever: a study of many fits held as many copies of its data."""
+    dataset = poisson_batches(np.zeros((N, 1), np.float32), np.zeros(N, np.float32), B)
+    assert sum(1 for _ in dataset) == N // B
+    sampler = sampling_of(dataset)
+    examples = [weakref.ref(sampler), *map(weakref.ref, sampler._arrays)]
+    del dataset, sampler
+    gc.collect()
+    assert [reference() for reference in examples] == [None] * 3
 
 
 def test_sixty_thousand_images_are_sampled_fast():

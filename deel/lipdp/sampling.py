@@ -136,6 +136,7 @@ class Sampler:
         seeded: bool, whether the draws are reproducible. Amplification needs draws nobody knows: epsilon is then void.
         unit: str, what one count in a ledger stands for: `"step"` or `"pass"`.
         steps_per_count: int, how many successive batches one count covers.
+        draws: callable, the row numbers and the seed for views of each batch of the next pass.
     """
 
     def __init__(self, sampling, num_examples, batch_size, steps, arrays, seed=None, multiplicity=1):
@@ -149,7 +150,7 @@ class Sampler:
         self.seeded = seed is not None
         self._arrays = arrays
         self._seed = seed
-        self._passes = itertools.count()
+        self.draws = _Draws(sampling, num_examples, batch_size, steps, seed)
         self._singles = itertools.count(_FIRST_SINGLE)
 
     def __getstate__(self):
@@ -157,18 +158,7 @@ class Sampler:
 
     def seek(self, pass_number):
         """Makes the next pass the one of that number, for a seeded study that resumes; others draw anew anyway."""
-        self._passes = itertools.count(pass_number)
-
-    def draw(self):
-        """Yields the row numbers of each batch of one pass, and a seed for its views, int64 (2,).
-
-        `tf.data` calls this once per iterator, so two iterators never share a generator.
-        """
-        generator = _generator(self._seed, next(self._passes))
-        # The same secret key, 2^128 draws ahead: which rows are drawn does not depend on whether views are.
-        for_views = np.random.Generator(generator.bit_generator.jumped())
-        for rows in _DRAW[self.sampling.name](generator, self.num_examples, self.batch_size, self.steps):
-            yield rows, np.frombuffer(for_views.bytes(16), np.int64)
+        self.draws.passes = itertools.count(pass_number)
 
     def draw_batch(self):
         """Draws one batch besides those of the passes, without augmentation.
@@ -192,6 +182,27 @@ class Sampler:
         [rows] = _poisson_rows(generator, self.num_examples, self.batch_size, 1)
         with tf.device("CPU:0"):
             return tuple(tf.gather(array, rows) for array in self._arrays)
+
+
+class _Draws:
+    """The draws of successive passes. It holds no example, since TensorFlow never lets go of a generator."""
+
+    def __init__(self, sampling, num_examples, batch_size, steps, seed):
+        self._arguments = num_examples, batch_size, steps
+        self._rows = _DRAW[sampling.name]
+        self._seed = seed
+        self.passes = itertools.count()
+
+    def __call__(self):
+        """Yields the row numbers of each batch of one pass, and a seed for its views, int64 (2,).
+
+        `tf.data` calls this once per iterator, so two iterators never share a generator.
+        """
+        generator = _generator(self._seed, next(self.passes))
+        # The same secret key, 2^128 draws ahead: which rows are drawn does not depend on whether views are.
+        for_views = np.random.Generator(generator.bit_generator.jumped())
+        for rows in self._rows(generator, *self._arguments):
+            yield rows, np.frombuffer(for_views.bytes(16), np.int64)
 
 
 def _poisson_rows(generator, n, batch_size, steps):
@@ -302,7 +313,7 @@ def _batches(who, x, y, batch_size, steps, sampling, map_fn, augmult, capacity, 
 
     options = tf.data.Options()
     options.autotune.enabled = False  # nothing to tune here, and its thread delays the end of some iterators by seconds
-    dataset = tf.data.Dataset.from_generator(sampler.draw, output_signature=signature).map(batch)
+    dataset = tf.data.Dataset.from_generator(sampler.draws, output_signature=signature).map(batch)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2).with_options(options)
     setattr(dataset, _MARK, sampler)
     return dataset
