@@ -66,9 +66,9 @@ def make_runs(folder, point, arguments, run_once, metric):
     result = json.loads(path.read_text()) if path.exists() else {"runs": []}
     for run in result["runs"]:
         made_with = run.get("metrics", {}).get("settings", {}).get("recipe")
-        # Runs may be older than the fields of today. Those of a network that a recipe does not have are None.
+        # Runs may be older than the fields of today, which had their defaults then. None is of no account.
         now = {} if made_with is None else {k: v for k, v in recipe_of(point).items() if v is not None}
-        if result["point"] != point or any(made_with.get(field) != value for field, value in now.items()):
+        if result["point"] != point or any({**recipe_defaults(), **made_with}[k] != v for k, v in now.items()):
             raise SystemExit(f"{path} has runs of other settings than those of now: move it away to begin anew.")
     while len(result["runs"]) < RUNS:
         run = {"commit": commit(), **run_once(point, arguments.cache_dir)}
@@ -111,6 +111,12 @@ def lipdp_train(point, cache_dir):
     del content["metrics"]["command"]  # names a temporary folder
     accuracy = content["metrics"]["test_accuracy"]
     return {"command": " ".join(["lipdp", *arguments]), "test_accuracy": accuracy, **content}
+
+
+def recipe_defaults():
+    from deel.lipdp.recipes import Recipe
+
+    return {field.name: field.default for field in dataclasses.fields(Recipe)}
 
 
 def recipe_of(point):

@@ -61,7 +61,7 @@ ESTABLISHED = {
         "DP_FullSort DP_Householder DP_MaxPool2D DP_AveragePooling2D DP_GlobalAveragePooling2D "
         "DP_ScaledL2NormPooling1D DP_ScaledGlobalL2NormPooling2D DP_QuickFrobeniusDense DP_AddBias DP_Dropout "
         "DP_ContractiveDense DP_Modulus DP_Embedding DP_GNP_Factory DP_Conv1D DP_DepthwiseConv2D DP_PatchEmbedding "
-        "DP_Scattering2D DP_GroupNormalization"
+        "DP_ContractiveConv2D DP_Scattering2D DP_GroupNormalization"
     ),
     "losses": (
         "DP_Loss DP_TauCategoricalCrossentropy DP_TauBCE DP_KCosineSimilarity DP_MulticlassHKR DP_MulticlassKR "

@@ -55,6 +55,25 @@ def test_the_first_pair_is_the_mean_and_the_channels_have_a_cosine_basis():
     np.testing.assert_allclose(directions.T @ directions, energy * np.eye(3), **ROUNDING)
 
 
+def test_exponent_and_contrast_scale_waves_and_nothing_else():
+    plain, scaled = exact((5, 5, 3, 78)), np.asarray(FourierWaves(1.5, 3.0)((5, 5, 3, 78), dtype="float64"))
+    ratios = np.sqrt((scaled**2).sum(axis=(0, 1, 2)) / (plain**2).sum(axis=(0, 1, 2)))
+    np.testing.assert_allclose(scaled, plain * ratios, **ROUNDING)
+    # In cycles per window: the mean counts as half of the lowest.
+    lengths = np.sqrt([0.25, 1, 1, 2, 2, 4, 4, 5, 5, 5, 5, 8, 8])
+    expected = (lengths / 5.0)[:, None] ** 1.5 * [1.0, 3.0, 3.0]
+    np.testing.assert_allclose(ratios, np.repeat(expected.reshape(-1), 2), rtol=1e-12)
+    assert np.all(np.asarray(FourierWaves(2.0)((1, 1, 1, 2))))
+
+
+@pytest.mark.parametrize(
+    "arguments, error", [((-0.1,), ValueError), ((5.0,), ValueError), (("1",), TypeError), ((0.0, 0.0), ValueError)]
+)
+def test_scales_out_of_range_are_refused(arguments, error):
+    with pytest.raises(error, match="FourierWaves: expected (exponent|contrast)"):
+        FourierWaves(*arguments)
+
+
 def test_the_modulus_of_a_wave_does_not_depend_on_its_phase():
     """What the large strides of the recipes rest on: away from the border a shift by a pixel changes little."""
     rows, cols = np.mgrid[:28, :28]
@@ -92,8 +111,9 @@ def test_every_frequency_can_be_had():
 
 
 def test_config_round_trip():
-    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(FourierWaves()))
-    np.testing.assert_array_equal(copy((4, 4, 1, 10)), FourierWaves()((4, 4, 1, 10)))
+    waves = FourierWaves(exponent=1.0, contrast=3.0)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(waves))
+    np.testing.assert_array_equal(copy((4, 4, 2, 20)), waves((4, 4, 2, 20)))
 
 
 def test_dtype():

@@ -384,6 +384,8 @@ CASES = [
     conv("5x5_same_on_3x3", (3, 3, 2), 2, 5, (1.0, 1.0, 0.939), padding="same"),
     conv("3x3_same", (6, 6, 2), 2, 3, (1.0, 1.0, 0.973), cls=layers.DP_SpectralConv2D, padding="same"),
     conv("4x4_stride2", (8, 8, 1), 4, 4, (1.0, 1.0, 0.996), cls=layers.DP_SpectralConv2D, strides=2),
+    conv("3x3_same", (6, 6, 2), 2, 3, (1.0, 1.0, 0.973), cls=layers.DP_ContractiveConv2D, padding="same"),
+    conv("4x4_stride2_same", (8, 8, 1), 4, 4, (1.0, 1.0, 0.996), cls=layers.DP_ContractiveConv2D, strides=2),
     conv1d("1", (5, 3), 4, 1, TIGHT),
     conv1d("3", (9, 2), 3, 3, (1.0, 1.0, 0.991)),
     conv1d("3_same_large", (40, 1), 2, 3, (1.0, 1.0, 0.996), padding="same"),

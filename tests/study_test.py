@@ -74,10 +74,10 @@ def test_runs_of_another_recipe_are_not_mixed(study, monkeypatch):
 
 
 def test_runs_from_before_a_field_are_kept_where_the_recipe_leaves_it_out(study, monkeypatch):
-    """`filters` is None behind a front end: 16 of them were there, and did nothing."""
+    """`photographs` had its default. `filters` is None behind a front end: 16 of them were there, and did nothing."""
     [point] = json.loads((study.folder / "settings.json").read_text())["points"]
     recipe = {**study.recipe_of(point), "filters": 16, "hidden_units": [128]}
-    del recipe["convolution_rate"]
+    del recipe["convolution_rate"], recipe["photographs"]
     call(study, monkeypatch, run=lambda *_: {**finished(0.7), "metrics": {"settings": {"recipe": recipe}}})
     call(study, monkeypatch, run=lambda *_: pytest.fail("no run is missing"))
     path = study.folder / "settings.json"

@@ -15,6 +15,7 @@ from deel.lipdp import layers, pipeline, recipes, run_folder, training_run
 from deel.lipdp.accounting import GaussianStep, PoissonSampling, compute_epsilon
 from deel.lipdp.bounds import compute_gradient_bounds
 from deel.lipdp.model import DP_Sequential
+from deel.lipdp.parameters import DatasetMetadata, DPParameters
 from deel.lipdp.robustness import certified_accuracy
 from deel.lipdp.training_run import train
 
@@ -153,6 +154,28 @@ def test_another_network_is_trained_and_its_noise_calibrated(no_calibration):
     assert event.noise_multiplier == pytest.approx(4.0, rel=1e-9)
     shares = 1.0 / 5.0**2 + recipe.convolution_rate**2
     assert model.dp_parameters.noise_multiplier == pytest.approx(4.0 * math.sqrt(shares), rel=1e-9)
+
+
+def test_waves_are_evened_out_for_photographs():
+    """Of images whose amplitudes fall as one over the frequency, colours a third of brightness."""
+    noise = np.random.default_rng(0).normal(size=(50, 3, 32, 32))
+    frequencies = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.fftfreq(32))
+    frequencies[0, 0] = 1.0 / 64.0
+    images = np.fft.ifft2(np.fft.fft2(noise) / frequencies).real.transpose(0, 2, 3, 1)
+    brightness = images.mean(axis=-1, keepdims=True)
+    images = brightness + (images - brightness) / 3.0
+    images = 0.5 + 0.15 * images / images.std()
+    metadata = DatasetMetadata(images.shape[1:], 1000, 100, 32 * 3**0.5, 10, 0, sampling="poisson")
+
+    def spread(**changes):
+        recipe = dataclasses.replace(recipes.RECIPES["cifar10_pixels"], **changes)
+        model = recipes.build_model(recipe, DPParameters("optimal", 1.0, 1e-5), metadata)
+        stack = model.layers[: 1 + [type(layer) for layer in model.layers].index(layers.DP_Modulus)]
+        strengths = np.sqrt((keras.Sequential(stack).predict(images, verbose=0) ** 2).mean(axis=(0, 1, 2)))
+        return strengths.max() / strengths.min()
+
+    assert spread() < 1.5
+    assert spread(photographs=False) > 10.0
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0])

@@ -73,6 +73,20 @@ def test_contractive_kernel_is_scaled_above_norm_one_and_left_alone_below(shape)
         assert np.linalg.norm(projected, 2) > 0.95
 
 
+@pytest.mark.parametrize("kernel_size, strides", [(8, 4), (3, 1), (2, 2)])
+def test_contractive_convolution_keeps_the_strengths_of_its_filters(kernel_size, strides):
+    layer = layers.DP_ContractiveConv2D(12, kernel_size, strides=strides, padding="same")
+    layer.build((None, 16, 16, 3))
+    kernel = np.random.default_rng(0).normal(size=layer.kernel.shape) * np.geomspace(1e-3, 1.0, 12)
+    kernel = (kernel / float(layer.certified_norm(kernel.astype("float32")))).astype("float32")
+    for norm in (0.01, 0.97):
+        np.testing.assert_array_equal(layer.project(norm * kernel), norm * kernel)
+    for norm in (1.01, 30.0, 1e30):
+        projected = np.asarray(layer.project(norm * kernel))
+        assert 0.95 < layer.certified_norm(projected) <= 1.0
+        np.testing.assert_allclose(projected, kernel, rtol=0.05)
+
+
 def test_contractive_kernel_in_double_precision_is_scaled_from_any_size():
     layer = layers.DP_ContractiveDense(3, dtype="float64")
     layer.build((None, 5))

@@ -12,6 +12,7 @@ from deel.lipdp.layers.activations import (
 )
 from deel.lipdp.layers.bias import DP_AddBias
 from deel.lipdp.layers.convolutional import (
+    DP_ContractiveConv2D,
     DP_Conv1D,
     DP_DepthwiseConv2D,
     DP_PatchEmbedding,
@@ -65,6 +66,7 @@ __all__ = [
     "DP_BoundedInput",
     "DP_ClipGradient",
     "DP_Concatenate",
+    "DP_ContractiveConv2D",
     "DP_ContractiveDense",
     "DP_Conv1D",
     "DP_DepthwiseConv2D",

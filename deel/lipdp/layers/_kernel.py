@@ -8,7 +8,7 @@ from deel.lipdp import _checks, _linalg
 from deel.lipdp._traced import traced_once
 from deel.lipdp.layers._base import DPLayer
 
-__all__ = ["SpectralKernel", "UnitBall", "orthogonalize"]
+__all__ = ["ContractiveKernel", "SpectralKernel", "UnitBall", "orthogonalize"]
 
 # 1-Lipschitz and zero at zero, so that the layer's bounds hold after them.
 _ACTIVATIONS = {
@@ -163,3 +163,17 @@ class SpectralKernel(DPLayer):
         for name in ("kernel_constraint", "depthwise_constraint", "bias_constraint", "activity_regularizer"):
             config.pop(name, None)
         return {**config, "nm_coef": self.nm_coef}
+
+
+class ContractiveKernel:
+    """Mixin, listed before the layer it changes: the kernel is left as it is while its norm is at most 1."""
+
+    largest_norm_kept = 1.0
+
+    def project(self, kernel):
+        return SpectralKernel.project(self, kernel)
+
+    def _orthogonalize(self, kernel):
+        # Its singular values are what is learned. No entry of a contraction is above 1; larger ones could overflow in
+        # the certificate.
+        return kernel / ops.maximum(ops.max(ops.abs(kernel)), 1.0)

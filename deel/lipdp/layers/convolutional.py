@@ -6,9 +6,10 @@ from keras import ops
 from deel.lipdp import _checks, _frequencies
 from deel.lipdp._convolution import window_positions
 from deel.lipdp._traced import traced_once
-from deel.lipdp.layers._kernel import SpectralKernel, UnitBall, orthogonalize
+from deel.lipdp.layers._kernel import ContractiveKernel, SpectralKernel, UnitBall, orthogonalize
 
 __all__ = [
+    "DP_ContractiveConv2D",
     "DP_Conv1D",
     "DP_DepthwiseConv2D",
     "DP_PatchEmbedding",
@@ -173,6 +174,23 @@ class DP_SpectralConv2D(DP_QuickSpectralConv2D):
     """
 
     orthogonalization_steps = 10
+
+
+@keras.saving.register_keras_serializable(package="deel-lipdp")
+class DP_ContractiveConv2D(ContractiveKernel, DP_QuickSpectralConv2D):
+    """`DP_QuickSpectralConv2D` whose kernel is left as it is while its norm is at most 1, and divided by it above.
+
+    For a first layer that starts from filters worth keeping, weak ones beside strong ones, such as
+    `deel.lipdp.initializers.FourierWaves`: the other convolutions make them equally strong. Small singular values
+    shrink signal and gradient, and the bounds do not: prefer `DP_QuickSpectralConv2D` elsewhere.
+
+    Args, input shape, output shape: those of `DP_QuickSpectralConv2D`.
+
+    Bounds, Raises: those of `DP_QuickSpectralConv2D`, since the operator norm is at most 1.
+    """
+
+    def _start(self, kernel):
+        return kernel
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")

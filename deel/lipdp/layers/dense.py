@@ -5,7 +5,7 @@ from keras import ops
 
 from deel.lipdp import _linalg
 from deel.lipdp._traced import traced_once
-from deel.lipdp.layers._kernel import SpectralKernel, UnitBall
+from deel.lipdp.layers._kernel import ContractiveKernel, SpectralKernel, UnitBall
 
 __all__ = ["DP_ContractiveDense", "DP_QuickFrobeniusDense", "DP_QuickSpectralDense", "DP_SpectralDense"]
 
@@ -109,7 +109,7 @@ class DP_QuickFrobeniusDense(DP_QuickSpectralDense):
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
-class DP_ContractiveDense(DP_QuickSpectralDense):
+class DP_ContractiveDense(ContractiveKernel, DP_QuickSpectralDense):
     """`DP_QuickSpectralDense` whose kernel is left as it is while its norm is at most 1, and divided by it above.
 
     For the last layer, above all of a linear model: its kernel may start at zero and grow as far as the data carry it,
@@ -125,15 +125,5 @@ class DP_ContractiveDense(DP_QuickSpectralDense):
         ValueError: for a bias, an activation without a known constant, or a constraint of one's own.
     """
 
-    largest_norm_kept = 1.0
-
     def __init__(self, units, activation=None, *, kernel_initializer="zeros", **kwargs):
         super().__init__(units, activation, kernel_initializer=kernel_initializer, **kwargs)
-
-    def project(self, kernel):
-        return SpectralKernel.project(self, kernel)
-
-    def _orthogonalize(self, kernel):
-        # Its singular values are what is learned. No entry of a contraction is above 1; larger ones could overflow in
-        # the certificate.
-        return kernel / ops.maximum(ops.max(ops.abs(kernel)), 1.0)
