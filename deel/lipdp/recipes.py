@@ -74,7 +74,9 @@ RECIPES = {
     "cifar10": Recipe("cifar10", front_end="scenes", **_LARGE),
     "mnist_pixels": Recipe("mnist", **_LARGE, **_WAVES | {"kernel_size": 10, "strides": 3, "filters": 82}),
     "fashion_mnist_pixels": Recipe("fashion_mnist", **_LARGE, **_WAVES),
-    "cifar10_pixels": Recipe("cifar10", **_LARGE, **_WAVES | {"filters": 150}, photographs=True),
+    "cifar10_pixels": Recipe(
+        "cifar10", **_LARGE, **_WAVES | {"filters": 150, "convolution_rate": 3e-4}, photographs=True
+    ),
 }
 
 
