@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_namespace_packages(include=["deel.*"]),
-    package_data={"deel.lipdp": ["py.typed", "scenes.npz"]},
+    package_data={"deel.lipdp": ["py.typed", "scenes.npz", "report.html.jinja"]},
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.18",
@@ -28,6 +28,8 @@ setup(
         "scikit-learn",
         "matplotlib",
         "typer>=0.12",
+        "jinja2",
+        "markdown-it-py",
     ],
     extras_require={
         "dev": ["pytest", "pytest-xdist", "ruff", "build", "wandb", "cryptography"],

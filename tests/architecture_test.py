@@ -45,7 +45,7 @@ LEVELS = [
         "training_run",
     ],
     ["testing", "audit", "utils"],
-    ["conversion", "cli", "__main__"],
+    ["conversion", "html_report", "cli", "__main__"],
 ]
 ORDER = {name: index for index, name in enumerate(sum(LEVELS, []))}
 

@@ -140,6 +140,17 @@ def demo(
     _summarise(training_run.train("digits", epsilon, output, overwrite=True, command=command))
 
 
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of lipdp train.")],
+    output: Annotated[str, typer.Option(help="The page; one that is there is replaced.")] = "report.html",
+):
+    """Write one HTML page about runs: accuracy, epsilon, bounds, noise, certificates and privacy cards."""
+    from deel.lipdp.html_report import write_report
+
+    typer.echo(f"report        {write_report(runs, output)}")
+
+
 def _summarise(run):
     privacy, metrics = run.privacy, run.metrics
     typer.echo(f"test accuracy {metrics['test_accuracy']:.4f}")

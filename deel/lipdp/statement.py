@@ -15,6 +15,7 @@ from deel.lipdp.accounting import (
     neighboring_relation,
 )
 from deel.lipdp.bounds import compute_gradient_bounds
+from deel.lipdp.noise import noise_stddevs
 from deel.lipdp.run_folder import write_json
 
 __all__ = ["privacy_card", "privacy_report", "save_privacy_statement"]
@@ -53,6 +54,7 @@ def privacy_report(model, target_epsilon=None):
     """
     parameters, metadata, ledger = model.dp_parameters, model.dataset_metadata, model.ledger
     entries = ledger.entries()
+    bounds = compute_gradient_bounds(model)
     seeded = parameters.noise_seed is not None or ledger.seeded
     relation = neighboring_relation(entries)
     names = ("epsilon_pld", "epsilon_rdp", "epsilon_without_amplification", "epsilon_replace_one")
@@ -84,7 +86,8 @@ def privacy_report(model, target_epsilon=None):
         "strategy": parameters.noisify_strategy,
         "noise_multiplier": parameters.noise_multiplier,
         "secure_noise": parameters.secure_noise,
-        "bounds": compute_gradient_bounds(model),
+        "bounds": bounds,
+        "noise_stddevs": noise_stddevs(model, bounds),
         "ledger": json.loads(ledger.to_json()),
         "not_covered": list(_NOT_COVERED),
         "versions": {"python": platform.python_version(), **_versions()},

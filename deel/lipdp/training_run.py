@@ -6,6 +6,7 @@ import sys
 import time
 
 import keras
+import numpy as np
 
 from deel.lipdp import _checks, run_folder
 from deel.lipdp.accounting import calibrate_noise
@@ -21,6 +22,8 @@ from deel.lipdp.statement import save_privacy_statement
 __all__ = ["TrainingRun", "fit_recipe", "train"]
 
 _EVALUATION_BATCH = 1000
+# Test examples whose gradients are computed one by one.
+_TIGHTNESS_EXAMPLES = 256
 # Euclidean norms of the change of an image with pixels in [0, 1].
 _RADII = [level / 255.0 for level in (0, 1, 2, 4, 8, 16, 36, 72, 108, 144, 255)]
 
@@ -132,6 +135,7 @@ def train(
             "test_accuracy": test["accuracy"],
             "test_loss": test["loss"],
             "certified_accuracy": certified,
+            "tightness": _tightness(model, data.x_test[:_TIGHTNESS_EXAMPLES], data.y_test[:_TIGHTNESS_EXAMPLES]),
             "val_accuracy": history.get("val_accuracy", [None])[-1],
             "val_loss": history.get("val_loss", [None])[-1],
             "wall_seconds": round(time.perf_counter() - started, 1),
@@ -142,6 +146,16 @@ def train(
         run_folder.write_curve(folder / "curve.png", history)
         model.save(folder / "model.keras")
     return TrainingRun(output, model, history, privacy, metrics)
+
+
+def _tightness(model, x, y):
+    """How the gradient norms of examples, over their bounds, are spread out, by variable."""
+    ratios, _, _ = model.signal_to_noise_elementwise((x, y))
+    quantiles = {"q5": 0.05, "median": 0.5, "q95": 0.95, "max": 1.0}
+    return {
+        key: dict(zip(quantiles, np.quantile(ratio, list(quantiles.values())).tolist(), strict=True))
+        for key, ratio in ratios.items()
+    }
 
 
 def fit_recipe(
