@@ -28,7 +28,10 @@ def main():
         subprocess.run([str(python), "-c", code], check=True, cwd=folder)
         subprocess.run([str(python), "-m", "deel.lipdp", "demo", "--output", "run"], check=True, cwd=folder)
         assert (folder / "run" / "privacy.json").exists()
-    print("wheel: installed beside deel-lip, demo run")
+        # The template of the report is in it too.
+        subprocess.run([str(python), "-m", "deel.lipdp", "report", "run"], check=True, cwd=folder)
+        assert (folder / "report.html").exists()
+    print("wheel: installed beside deel-lip, demo and report run")
 
 
 if __name__ == "__main__":
