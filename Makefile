@@ -19,11 +19,13 @@ test: lint
 	$(PYTEST) -m "not full" tests/training
 	$(PYTEST) -m "not full" tests/layers
 	$(PYTEST) -m "not full" tests --ignore=tests/training --ignore=tests/layers
+	$(PYTEST) --doctest-modules deel
 
 test-full: lint docs
 	$(PYTEST) tests/training
 	$(PYTEST) tests/layers
 	$(PYTEST) tests --ignore=tests/training --ignore=tests/layers
+	$(PYTEST) --doctest-modules deel
 	$(BIN)/python tests/wheel_check.py
 
 lint: $(VENV)/.installed
