@@ -65,10 +65,7 @@ def make_runs(folder, point, arguments, run_once, metric):
     path = folder / "results" / f"{point['name']}.json"
     result = json.loads(path.read_text()) if path.exists() else {"runs": []}
     for run in result["runs"]:
-        made_with = run.get("metrics", {}).get("settings", {}).get("recipe")
-        # Runs may be older than the fields of today, which had their defaults then. None is of no account.
-        now = {} if made_with is None else {k: v for k, v in recipe_of(point).items() if v is not None}
-        if result["point"] != point or any({**recipe_defaults(), **made_with}[k] != v for k, v in now.items()):
+        if result["point"] != point or not made_now(run, point):
             raise SystemExit(f"{path} has runs of other settings than those of now: move it away to begin anew.")
     while len(result["runs"]) < RUNS:
         run = {"commit": commit(), **run_once(point, arguments.cache_dir)}
@@ -113,10 +110,18 @@ def lipdp_train(point, cache_dir):
     return {"command": " ".join(["lipdp", *arguments]), "test_accuracy": accuracy, **content}
 
 
-def recipe_defaults():
+def made_now(run, point):
+    """Whether a run was made with the recipe of a point as it is now; a run of another kind has none."""
     from deel.lipdp.recipes import Recipe
 
-    return {field.name: field.default for field in dataclasses.fields(Recipe)}
+    made_with = run.get("metrics", {}).get("settings", {}).get("recipe")
+    if made_with is None:
+        return True
+    # Runs may be older than the fields of today, which had their defaults then. None is of no account.
+    fields = [field for field in dataclasses.fields(Recipe) if field.default is not dataclasses.MISSING]
+    defaults = json.loads(json.dumps({field.name: field.default for field in fields}))
+    now = {name: value for name, value in recipe_of(point).items() if value is not None}
+    return {**defaults, **made_with}.items() >= now.items()
 
 
 def recipe_of(point):

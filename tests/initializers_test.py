@@ -61,7 +61,7 @@ def test_exponent_and_contrast_scale_waves_and_nothing_else():
     np.testing.assert_allclose(scaled, plain * ratios, **ROUNDING)
     # In cycles per window: the mean counts as half of the lowest.
     lengths = np.sqrt([0.25, 1, 1, 2, 2, 4, 4, 5, 5, 5, 5, 8, 8])
-    expected = (lengths / 5.0)[:, None] ** 1.5 * [1.0, 3.0, 3.0]
+    expected = (lengths / 0.5)[:, None] ** 1.5 * [1.0, 3.0, 3.0]
     np.testing.assert_allclose(ratios, np.repeat(expected.reshape(-1), 2), rtol=1e-12)
     assert np.all(np.asarray(FourierWaves(2.0)((1, 1, 1, 2))))
 

@@ -45,7 +45,7 @@ def test_commands_exist():
 
     commands = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
     lipdp = [words[1:] for words in commands if words[:1] == ["lipdp"]]
-    assert {words[0] for words in lipdp} == {"demo", "train", "epsilon", "calibrate", "audit"}
+    assert {words[0] for words in lipdp} == {"demo", "train", "epsilon", "calibrate", "report", "audit"}
     for words in lipdp:
         if words[0] in ("epsilon", "calibrate"):
             result = CliRunner().invoke(app, words)

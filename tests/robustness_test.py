@@ -296,6 +296,23 @@ def test_a_subclass_of_a_dense_layer_is_not_taken_for_one():
     assert certified_accuracy(plain, x, y, radii)[1] > 0
 
 
+@pytest.mark.parametrize("shape", [(40, 40, 2), (2, 2, 3), (2, 2)])
+def test_inputs_of_another_size_than_the_model_was_built_for_are_refused(shape):
+    """This convolution has norm 1 on images of 2x2 and 1.46 on those of 40x40: the zero image would be a tie."""
+    model = DP_Sequential(
+        [
+            layers.DP_BoundedInput(1e3, input_shape=(2, 2, 2)),
+            layers.DP_ContractiveConv2D(1, 3, padding="same", kernel_initializer="ones"),
+            layers.DP_ScaledGlobalL2NormPooling2D(),
+            layers.DP_ContractiveDense(2),
+        ],
+        dp_parameters=parameters(),
+        dataset_metadata=metadata(shape=(2, 2, 2)),
+    )
+    with pytest.raises(ValueError, match=r"certified_accuracy: expected inputs of shape \(None, 2, 2, 2\)"):
+        certified_accuracy(model, np.ones((1, *shape), "float32"), np.eye(2)[:1], [1.0])
+
+
 def test_a_model_whose_bounds_do_not_hold_is_refused():
     model, x = network("dense"), images(4)
     y = labels(model, x)

@@ -155,7 +155,7 @@ def test_each_run_reaches_the_real_wandb(study, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "CIFAR10", "tabular"])
-def test_committed_results_are_what_their_settings_say(name):
+def test_committed_results_are_what_their_settings_say(name, study):
     """Every result is of a point as it stands, of three runs within the budget, and its mean is that of its runs."""
     points = {point["name"]: point for point in json.loads((FOLDER / name / "settings.json").read_text())["points"]}
     paths = sorted((FOLDER / name / "results").glob("*.json"))
@@ -168,6 +168,7 @@ def test_committed_results_are_what_their_settings_say(name):
         assert made[f"test_{metric}_mean"] == pytest.approx(np.mean(scores), abs=1e-5)
         assert made["epsilon_pld_max"] == max(run["privacy"]["epsilon_pld"] for run in made["runs"])
         for run in made["runs"]:
+            assert study.made_now(run, points[path.stem])
             assert run["privacy"]["epsilon_pld"] <= points[path.stem]["epsilon"] and not run["privacy"]["seeded"]
             assert run["privacy"]["neighboring_relation"] == "add_or_remove_one"
             assert "dirty" not in run["commit"]

@@ -22,15 +22,16 @@ class FourierWaves(keras.initializers.Initializer):
     input channels each frequency is there once for every vector of the cosine basis of the channels: their mean, then
     their contrasts. None of this looks at data.
 
-    Without their window the waves are orthonormal, the mean apart, before `exponent` and `contrast` scale them; a layer
-    of this library scales all of them together to its own constraint.
+    Without their window the waves are orthonormal, the mean apart, before `exponent` and `contrast` scale them.
+    `DP_ContractiveConv2D` divides all of them by their norm where that is above 1; the other convolutions make them
+    about equally strong.
 
     Args:
-        exponent: float in [0, 4], a wave is scaled by its frequency to this power. The amplitudes of photographs fall
-            about as one over the frequency (Field), and 1 makes all waves about equally strong. The mean counts as half
-            of the lowest other frequency.
-        contrast: float > 0, factor on the waves of contrasts between channels, which are weaker than those of their
-            mean in photographs (Ruderman et al.).
+        exponent: float in [0, 4], a wave is scaled by its frequency to this power, as multiple of that of the mean,
+            which counts as half of the lowest other. The amplitudes of photographs fall about as one over the
+            frequency (Field), and 1 makes up for that.
+        contrast: float in (0, 1e6], factor on the waves of contrasts between channels, which are weaker than those of
+            their mean in photographs (Ruderman et al.).
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -66,7 +67,8 @@ def _waves(shape, exponent, contrast):
     frequencies = [(u, v) for u, v in itertools.product(*steps) if (u, v) >= (0, 0)]
     size = {f: math.hypot(f[0] / window[0], f[1] / window[1]) for f in frequencies}
     frequencies.sort(key=lambda f: (size[f], f))
-    size[0, 0] = 0.5 * size[frequencies[1]] if len(frequencies) > 1 else 1.0
+    lowest = 0.5 * size[frequencies[1]] if len(frequencies) > 1 else 1.0
+    strength = {f: max(1.0, size[f] / lowest) ** exponent for f in frequencies}
     count = filters // (2 * channels)
     if count > len(frequencies):
         _refuse(f"at most {2 * channels * len(frequencies)} filters", shape)
@@ -79,7 +81,7 @@ def _waves(shape, exponent, contrast):
         phase = 2.0 * np.pi * (u * along[0][:, None] / window[0] + v * along[1] / window[1])
         for colour in colours:
             wave = [np.cos(phase), np.sin(phase)] if (u, v) != (0, 0) else [np.ones_like(phase) / math.sqrt(2.0)] * 2
-            kernel += [size[u, v] ** exponent * (envelope * part)[:, :, None] * colour for part in wave]
+            kernel += [strength[u, v] * (envelope * part)[:, :, None] * colour for part in wave]
     return np.stack(kernel, axis=-1) * math.sqrt(2.0 / math.prod(window))
 
 

@@ -86,7 +86,8 @@ def certified_accuracy(model, x, y, radii, batch_size=256):
 
     Raises:
         TypeError: for a layer without bounds.
-        ValueError: for arguments out of range, labels that are not one-hot, and a model that `check_model` refuses or
+        ValueError: for arguments out of range, inputs of another shape than the model was built for, labels that are
+            not one-hot, and a model that `check_model` refuses or
             whose weights were moved out of their sets (`restore_constraints` brings them back).
     """
     who = "certified_accuracy"
@@ -96,6 +97,12 @@ def certified_accuracy(model, x, y, radii, batch_size=256):
         received = f"shapes {np.shape(x)} and {y.shape}, or rows with another number of labels than one"
         raise ValueError(_checks.message(who, "one row of one-hot labels for each of at least one input", received, ""))
     check_model(model)
+    # Kernels are certified for the size they were built for; many layers would take another.
+    built_for = tuple(model.inputs[0].shape[1:])
+    if len(np.shape(x)) != 1 + len(built_for) or any(
+        side not in (None, given) for side, given in zip(built_for, np.shape(x)[1:], strict=True)
+    ):
+        raise ValueError(_checks.message(who, f"inputs of shape {(None, *built_for)}", f"shape {np.shape(x)}", ""))
     for layer in model.layers_forward_order():
         if hasattr(layer, "certified_norm") and not layer.certified_norm() <= 1.0:
             received = f"{float(layer.certified_norm()):g} for {type(layer).__name__} '{layer.name}'"

@@ -166,7 +166,7 @@ class SpectralKernel(DPLayer):
 
 
 class ContractiveKernel:
-    """Mixin, listed before the layer it changes: the kernel is left as it is while its norm is at most 1."""
+    """Mixin, listed before the layer it changes: the kernel is left as it is while its certified norm is at most 1."""
 
     largest_norm_kept = 1.0
 

@@ -178,13 +178,14 @@ class DP_SpectralConv2D(DP_QuickSpectralConv2D):
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_ContractiveConv2D(ContractiveKernel, DP_QuickSpectralConv2D):
-    """`DP_QuickSpectralConv2D` whose kernel is left as it is while its norm is at most 1, and divided by it above.
+    """`DP_QuickSpectralConv2D` whose kernel is left as it is while its certified norm is at most 1, else divided by it.
 
     For a first layer that starts from filters worth keeping, weak ones beside strong ones, such as
     `deel.lipdp.initializers.FourierWaves`: the other convolutions make them equally strong. Small singular values
     shrink signal and gradient, and the bounds do not: prefer `DP_QuickSpectralConv2D` elsewhere.
 
-    Args, input shape, output shape: those of `DP_QuickSpectralConv2D`.
+    Args, input shape, output shape: those of `DP_QuickSpectralConv2D`, but that the kernel starts as the initialiser
+    gives it: `"orthogonal"` is close to an isometry of windows then, and not of images whose windows overlap.
 
     Bounds, Raises: those of `DP_QuickSpectralConv2D`, since the operator norm is at most 1.
     """

@@ -110,7 +110,7 @@ class DP_QuickFrobeniusDense(DP_QuickSpectralDense):
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
 class DP_ContractiveDense(ContractiveKernel, DP_QuickSpectralDense):
-    """`DP_QuickSpectralDense` whose kernel is left as it is while its norm is at most 1, and divided by it above.
+    """`DP_QuickSpectralDense` whose kernel is left as it is while its certified norm is at most 1, else divided by it.
 
     For the last layer, above all of a linear model: its kernel may start at zero and grow as far as the data carry it,
     where the other dense layers hold every singular value near 1 and so the noise of each step at full size. Between
