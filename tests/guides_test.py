@@ -1,5 +1,6 @@
 """What the guides show runs, and their pictures and tables say what the library computes."""
 
+import math
 import pathlib
 import re
 
@@ -8,7 +9,7 @@ import keras
 import pytest
 
 from deel.lipdp import layers
-from deel.lipdp.accounting import GaussianStep, PoissonSampling, compute_epsilon
+from deel.lipdp.accounting import GaussianStep, PoissonSampling, calibrate_noise, compute_epsilon
 from deel.lipdp.bounds import compute_gradient_bounds
 from deel.lipdp.losses import DP_TauCategoricalCrossentropy
 from deel.lipdp.model import DatasetMetadata, DP_Accountant, DP_Sequential
@@ -71,3 +72,19 @@ def test_the_picture_of_the_bounds_is_true():
     factor = model.get_layer("conv").backpropagate_params(1.0, 1.0)
     assert f"f X G = {factor:.2f} · 1 · 0.5 = {bounds['conv/kernel'] / slack:.2f}<" in picture
     assert f"X G = 1 · 0.5 = {bounds['dense/kernel'] / slack:.1f}<" in picture
+
+
+def test_the_prices_of_batch_sizes_are_true():
+    page = (DOCS / "choosing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.e-]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+
+    def multiplier(batch_size, epochs=40):
+        return calibrate_noise(3.0, 1e-5, batch_size, 60_000, epochs, accountant="pld")
+
+    for batch_size, steps, stated, ratio in rows:
+        found = multiplier(int(batch_size))
+        assert int(steps) == 40 * math.ceil(60_000 / int(batch_size))
+        assert f"{found:.3f}" == stated and f"{found / int(batch_size):.1e}" == ratio
+    few, many = multiplier(8192, epochs=5), multiplier(8192, epochs=80)
+    assert f"the multiplier grows from {few:.2f} to {many:.2f}" in page
