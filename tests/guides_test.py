@@ -1,11 +1,15 @@
 """What the guides show runs, and their pictures and tables say what the library computes."""
 
+import json
 import math
 import pathlib
 import re
+import subprocess
+import sys
 
 import doubles
 import keras
+import numpy as np
 import pytest
 
 from deel.lipdp import layers
@@ -18,8 +22,11 @@ from deel.lipdp.sampling import poisson_batches
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
 
-def python_of(page):
-    [code] = re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def python_in(page):
+    return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run(code, page):
     namespace = {"__name__": page}
     exec(compile(code, page, "exec"), namespace)
     return namespace
@@ -28,7 +35,8 @@ def python_of(page):
 def fit_with_the_mechanism(epochs, epsilon_max=None):
     x, y = doubles.data(200)
     model, batches = doubles.model(n=200, batch_size=20), poisson_batches(x, y, 20)
-    accuracy = python_of("adding_a_mechanism.md")["PrivateAccuracy"](batches, noise_multiplier=2.0)
+    [code] = python_in("adding_a_mechanism.md")
+    accuracy = run(code, "adding_a_mechanism.md")["PrivateAccuracy"](batches, noise_multiplier=2.0)
     accountant = DP_Accountant(accountant="pld", epsilon_max=epsilon_max)
     history = model.fit(batches, epochs=epochs, callbacks=[accuracy, accountant], verbose=0).history
     return accuracy, dict(model.ledger.entries()), history
@@ -88,3 +96,24 @@ def test_the_prices_of_batch_sizes_are_true():
         assert f"{found:.3f}" == stated and f"{found / int(batch_size):.1e}" == ratio
     few, many = multiplier(8192, epochs=5), multiplier(8192, epochs=80)
     assert f"the multiplier grows from {few:.2f} to {many:.2f}" in page
+
+
+def test_a_table_from_a_file_is_trained_on_and_served_without_the_library(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    patients = rng.uniform([20, 40, 80], [90, 120, 220], (8000, 3))
+    ill = (patients[:, 0] / 100 + patients[:, 2] / 200 + 0.1 * rng.normal(size=8000) > 1.3).astype(int)
+    table = np.column_stack([patients, ill])
+    np.savetxt("patients.csv", table, delimiter=",", header="age,weight,pressure,ill", comments="")
+    train, serve = python_in("your_data.md")
+    namespace = run(train, "your_data.md")
+    history = namespace["model"].history.history
+    assert 1.8 < history["epsilon"][-1] <= 2.0 and history["val_accuracy"][-1] > 0.85
+    assert json.loads(pathlib.Path("privacy.json").read_text())["epsilon"] <= 2.0
+    # In a process that cannot import the library.
+    code = f"import sys; sys.modules['deel'] = None\n{serve}\nprint(*map(float, scores[0]))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    row = 2 * (np.array([[71, 80, 190]]) - [0, 20, 50]) / [100, 140, 200] - 1
+    expected = namespace["model"].predict(row.astype("float32"), verbose=0)[0]
+    np.testing.assert_allclose([float(score) for score in result.stdout.split()], expected, rtol=1e-5)
+    assert expected[1] > expected[0]
