@@ -559,25 +559,27 @@ class PrivateModel:
         }
         return [keys[id(variable)] for variable in self.trainable_variables]
 
-    def _gradient_norms(self, data):
-        _logger.warning("Gradient norms are computed on private data and are not covered by epsilon.")
+    def _gradient_norms(self, data, warn=True):
+        if warn:
+            _logger.warning("Gradient norms are computed on private data and are not covered by epsilon.")
         radius = output_gradient_bound(self)
         return per_example_gradient_norms(self, self.loss_function, radius, data)
 
-    def signal_to_noise_elementwise(self, data):
+    def signal_to_noise_elementwise(self, data, warn=True):
         """Gradient norm of each example over its bound: how tight the bounds are.
 
         Reads private data, uncovered by epsilon: for studies on public data, or not to be released.
 
         Args:
             data: `(x, y)` or `(x, y, sample_weight)`, a batch of any size.
+            warn: bool, whether a log line says that private data were read; False for examples that are not private.
 
         Returns:
             (ratios, norms, bounds): dicts by variable key. Norms and ratios are arrays with one entry for each example,
             bounds are floats; a ratio is at most 1.
         """
         bounds = compute_gradient_bounds(self)
-        each, _ = self._gradient_norms(data)
+        each, _ = self._gradient_norms(data, warn)
         norms = dict(zip(self._keys(), each.T, strict=True))
         return {key: norm / bounds[key] for key, norm in norms.items()}, norms, bounds
 

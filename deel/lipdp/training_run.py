@@ -150,7 +150,7 @@ def train(
 
 def _tightness(model, x, y):
     """How the gradient norms of examples, over their bounds, are spread out, by variable."""
-    ratios, _, _ = model.signal_to_noise_elementwise((x, y))
+    ratios, _, _ = model.signal_to_noise_elementwise((x, y), warn=False)
     quantiles = {"q5": 0.05, "median": 0.5, "q95": 0.95, "max": 1.0}
     return {
         key: dict(zip(quantiles, np.quantile(ratio, list(quantiles.values())).tolist(), strict=True))
