@@ -151,9 +151,10 @@ def test_bad_arguments_are_refused_with_a_remedy(tmp_path):
     assert not list(tmp_path.glob("page*"))
 
 
-def test_command_on_a_real_run(tmp_path, monkeypatch):
+def test_command_on_a_real_run(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     run = train("digits", 8.0, "run", epochs=2, progress=False)
+    assert "Gradient norms" not in caplog.text  # they are those of test examples
     spread = run.metrics["tightness"]
     assert spread.keys() == run.privacy["noise_stddevs"].keys() == run.privacy["bounds"].keys()
     for values in spread.values():
