@@ -4,6 +4,7 @@ python experiments/report.py
 """
 
 import json
+import math
 import pathlib
 import statistics
 
@@ -167,13 +168,16 @@ def ablation_section():
     result = json.loads(path.read_text())
     levers = {name: [run["val_accuracy"] for run in lever["runs"]] for name, lever in result["levers"].items()}
     base = statistics.mean(levers["base"])
+    spread = 100 * math.sqrt(statistics.mean(statistics.variance(scores) for scores in levers.values()))
     lines = [
         "## What each lever is worth",
         "",
         "One change at a time to one training: Fashion-MNIST from pixels, nine tenths of the training set, epsilon",
         f"{result['epsilon']:g}, {result['recipe']['epochs']} epochs; accuracy on the last tenth, in percent, and what",
-        "the change adds. The base was tuned and the changes were not, beyond the lines that stand here; differences",
-        f"below half a point may be chance. `{result['command']}`.",
+        "the change adds. The base is the recipe at half its epochs, learning rate",
+        f"{result['recipe']['learning_rate']:g}; nothing was tuned for this table, so that a change may do better at a",
+        f"rate of its own. Runs of one change are {spread:.2f} points apart (pooled standard deviation).",
+        f"`{result['command']}`.",
         "",
         "| change | runs | accuracy | adds |",
         "|---|---|---|---|",
