@@ -90,8 +90,8 @@ def test_the_page_stands_alone_and_holds_what_the_files_say(tmp_path):
     for text in ("one", "two", "1.2346", "87.50 %", "1000", "1e-05", "Privacy card"):  # epsilon is rounded up
         assert text in page.text
     accuracy, certified, *bars = drawings(page)
-    assert {"one, training", "one, held out", "two, test"} <= set(labels(accuracy))
-    assert {"one", "two"} <= set(labels(certified))
+    assert {"training: one", "held out: one", "test: two"} <= set(labels(accuracy))
+    assert {"run one", "run two"} <= set(labels(certified))
     assert len(bars) == 4 and all({"conv/kernel", "dense/kernel"} <= set(labels(bar)) for bar in bars)
     assert "<svg" in accuracy and "[one: tightness of the bounds]" in page.text
 
@@ -107,13 +107,15 @@ def test_what_a_run_does_not_have_is_left_out(tmp_path):
 
 def test_null_values_are_not_drawn(tmp_path):
     """A release without noise has an infinite epsilon, which is null in JSON."""
-    unbounded = {"privacy": {"epsilon": None}, "history": {"epsilon": [None, None]}}
+    noise = {"conv/kernel": 0.0, "dense/kernel": 0.0}
+    unbounded = {"privacy": {"epsilon": None, "noise_stddevs": noise}, "history": {"epsilon": [None, None]}}
     page = page_of(run_folder(tmp_path / "run", **unbounded), output=tmp_path / "page.html")
-    assert len(drawings(page)) == 3  # no accuracy against epsilon
+    assert len(drawings(page)) == 2  # no accuracy against epsilon, and no noise
+    assert "infinite" in page.text
 
 
 def test_nothing_in_a_run_is_taken_for_markup(tmp_path):
-    name = "<b>&bold"
+    name = "_<b>&$x^$"  # Matplotlib has marks of its own
     attack = {"privacy": {"warning": "<script>1</script>"}, "metrics": {"command": "<img src=x>"}}
     folder = run_folder(tmp_path / name, card="<script>alert(1)</script>\n", **attack)
     source = write_report([folder], tmp_path / "page.html").read_text(encoding="utf-8")

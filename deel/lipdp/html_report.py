@@ -98,7 +98,7 @@ def _share(value):
 
 
 def _epsilon(value):
-    return "–" if value is None else f"{math.ceil(value * 1e4) / 1e4:.4f}"  # never smaller than it is
+    return f"{math.ceil(value * 1e4) / 1e4:.4f}"  # never smaller than it is
 
 
 def _accuracy_chart(runs):
@@ -109,10 +109,10 @@ def _accuracy_chart(runs):
         for key, style, text in (("accuracy", ":", "training"), ("val_accuracy", "-", "held out")):
             points = [pair for pair in zip(epsilons, history.get(key, []), strict=False) if None not in pair]
             if points:
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=f"{run['name']}, {text}")
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=f"{text}: {_plain(run['name'])}")
         test, epsilon = run["metrics"].get("test_accuracy"), run["privacy"].get("epsilon")
         if None not in (test, epsilon):
-            axes.plot([epsilon], [test], "D", color=colour, label=f"{run['name']}, test")
+            axes.plot([epsilon], [test], "D", color=colour, label=f"test: {_plain(run['name'])}")
     axes.set_xlabel("epsilon")
     axes.set_ylabel("accuracy")
     return _chart(axes, "Accuracy against epsilon")
@@ -124,7 +124,8 @@ def _certified_chart(runs):
         certified = run["metrics"].get("certified_accuracy")
         if certified:
             colour = f"C{number % 10}"
-            axes.plot(certified["radius"], certified["accuracy"], "o-", ms=3, color=colour, label=run["name"])
+            label = f"run {_plain(run['name'])}"
+            axes.plot(certified["radius"], certified["accuracy"], "o-", ms=3, color=colour, label=label)
     axes.set_xlabel("radius: Euclidean norm of the change of an image")
     axes.set_ylabel("certified accuracy, test set")
     axes.set_ylim(bottom=0.0)
@@ -150,7 +151,7 @@ def _tightness_chart(run):
 
 def _noise_chart(run):
     stddevs, batch_size = run["privacy"].get("noise_stddevs"), run["privacy"].get("batch_size")
-    if not stddevs or None in stddevs.values():
+    if not stddevs or None in stddevs.values() or not all(stddevs.values()):  # what is released without noise
         return None
     axes = _axes(len(stddevs))
     axes.plot([stddev / batch_size for stddev in stddevs.values()], range(len(stddevs)), "o")
@@ -160,8 +161,12 @@ def _noise_chart(run):
     return _chart(axes, f"{run['name']}: noise")
 
 
+def _plain(text):
+    return text.replace("$", r"\$")  # Matplotlib would take it for the beginning of a formula
+
+
 def _name_rows(axes, names):
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
