@@ -184,7 +184,7 @@ def ablation_section():
     ]
     for name, scores in levers.items():
         mean = statistics.mean(scores)
-        adds = "" if name == "base" else f"{100 * (mean - base):+.1f}"
+        adds = "" if name == "base" else f"{round(100 * (mean - base), 1) + 0.0:+.1f}"
         lines.append(f"| {name} | {len(scores)} | {100 * mean:.1f} | {adds} |")
     return [*lines, ""]
 
