@@ -31,6 +31,7 @@ test-full: lint docs
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --diff --quiet .
+	@$(BIN)/mypy --no-error-summary --cache-dir=$(VENV)/mypy
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict --quiet

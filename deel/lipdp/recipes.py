@@ -1,6 +1,7 @@
 """Settings that work out of the box, as data, and the model they describe. `lipdp train` starts from them."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -65,8 +66,8 @@ class Recipe:
 
 
 # Chosen on held-out parts of the training sets.
-_LARGE = {"epochs": 40, "batch_size": 8192}
-_WAVES = {"kernel_size": 8, "strides": 4, "filters": 46, "convolution_rate": 0.003}
+_LARGE: dict[str, Any] = {"epochs": 40, "batch_size": 8192}
+_WAVES: dict[str, Any] = {"kernel_size": 8, "strides": 4, "filters": 46, "convolution_rate": 0.003}
 RECIPES = {
     "digits": Recipe("digits", 60, 256, learning_rate=0.15, **_WAVES | {"kernel_size": 4, "strides": 2, "filters": 10}),
     "mnist": Recipe("mnist", front_end="strokes", **_LARGE),
