@@ -32,7 +32,7 @@ setup(
         "markdown-it-py",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "build", "wandb", "cryptography"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "build", "wandb", "cryptography", "tensorboard"],
         "secure": ["cryptography"],
         "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]"],
         "wandb": ["wandb"],
