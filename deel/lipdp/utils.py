@@ -246,7 +246,8 @@ def _classes(y):
 class SignaltoNoiseAverage(keras.callbacks.Callback):
     """Logs at the end of each epoch how long the mean gradient of a batch is beside the bound for one example.
 
-    Reads private data, and its report is not covered by epsilon; see `signal_to_noise_average` of the model.
+    Reads private data, and its report is not covered by epsilon; see `signal_to_noise_average` of the model. The ratios
+    are in the Keras logs too, for TensorBoard, CSVLogger and other callbacks listed after this one.
 
     Args:
         batch: `(x, y)` or `(x, y, sample_weight)`, exactly `batch_size` examples.
@@ -262,13 +263,16 @@ class SignaltoNoiseAverage(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         ratios, _, _ = self.model.signal_to_noise_average(self.batch)
         values = {f"signal_to_noise/{key}": float(ratio) for key, ratio in ratios.items()}
+        if logs is not None:
+            logs.update(values)
         self._log({**values, "epoch": epoch + 1})
 
 
 class SignaltoNoiseHistogram(keras.callbacks.Callback):
     """Logs at the end of each epoch how the gradient norms of single examples, over their bounds, are spread out.
 
-    Reads private data, and its report is not covered by epsilon; see `signal_to_noise_elementwise` of the model.
+    Reads private data, and its report is not covered by epsilon; see `signal_to_noise_elementwise` of the model. The
+    medians are in the Keras logs too, for TensorBoard, CSVLogger and other callbacks listed after this one.
 
     Args:
         batch: `(x, y)` or `(x, y, sample_weight)`, any number of examples.
@@ -294,5 +298,7 @@ class SignaltoNoiseHistogram(keras.callbacks.Callback):
             name = f"signal_to_noise/{key}"
             quantiles = np.quantile(ratio, _QUANTILES)
             values |= {f"{name}/q{round(100 * q)}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
+            if logs is not None:
+                logs[f"{name}/q50"] = values[f"{name}/q50"]
             values[f"{name}/histogram"] = np.histogram(np.clip(ratio, 0, 1), self.bins, (0, 1))[0].tolist()
         self._log({**values, "epoch": epoch + 1})

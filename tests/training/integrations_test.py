@@ -7,7 +7,9 @@ import tensorflow as tf
 from doubles import data, model
 
 from deel.lipdp.callbacks import DP_Accountant
+from deel.lipdp.model import DP_Model, DP_Sequential
 from deel.lipdp.sampling import poisson_batches
+from deel.lipdp.utils import SignaltoNoiseAverage, SignaltoNoiseHistogram
 
 STEPS = 5  # of an epoch: 40 examples in batches of 8
 
@@ -33,6 +35,25 @@ def test_tensorboard_plots_epsilon(tmp_path):
     values = [value for event in tf.compat.v1.train.summary_iterator(str(path)) for value in event.summary.value]
     plotted = [float(tf.make_ndarray(value.tensor)) for value in values if value.tag == "epoch_epsilon"]
     np.testing.assert_allclose(plotted, history["epsilon"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [DP_Sequential, DP_Model])
+def test_signal_to_noise_reaches_the_callbacks_that_are_listed_later(cls, tmp_path):
+    private, examples = model(cls=cls), data(8)
+    average, histogram = {}, {}
+    fit(
+        private,
+        SignaltoNoiseAverage(examples, log_fn=average.update),
+        SignaltoNoiseHistogram(examples, log_fn=histogram.update),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        epochs=1,
+    )
+    header, row = (tmp_path / "log.csv").read_text().splitlines()
+    seen = dict(zip(header.split(","), row.split(","), strict=True))
+    for variable in ("conv_a/kernel", "conv_b/kernel", "dense/kernel"):
+        name = f"signal_to_noise/{variable}"
+        assert float(seen[name]) == pytest.approx(average[name])
+        assert float(seen[f"{name}/q50"]) == pytest.approx(histogram[f"{name}/q50"])
 
 
 def test_a_checkpoint_of_keras_holds_what_was_spent_until_then(tmp_path):
