@@ -65,10 +65,10 @@ def _waves(shape, exponent, contrast):
     # own opposite, and its wave no complex one.
     steps = (range(-((size - 1) // 2), (size + 1) // 2) for size in window)
     frequencies = [(u, v) for u, v in itertools.product(*steps) if (u, v) >= (0, 0)]
-    size = {f: math.hypot(f[0] / window[0], f[1] / window[1]) for f in frequencies}
-    frequencies.sort(key=lambda f: (size[f], f))
-    lowest = 0.5 * size[frequencies[1]] if len(frequencies) > 1 else 1.0
-    strength = {f: max(1.0, size[f] / lowest) ** exponent for f in frequencies}
+    length = {f: math.hypot(f[0] / window[0], f[1] / window[1]) for f in frequencies}
+    frequencies.sort(key=lambda f: (length[f], f))
+    lowest = 0.5 * length[frequencies[1]] if len(frequencies) > 1 else 1.0
+    strength = {f: max(1.0, length[f] / lowest) ** exponent for f in frequencies}
     count = filters // (2 * channels)
     if count > len(frequencies):
         _refuse(f"at most {2 * channels * len(frequencies)} filters", shape)

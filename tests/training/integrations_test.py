@@ -34,7 +34,7 @@ def test_tensorboard_plots_epsilon(tmp_path):
     [path] = (tmp_path / "train").glob("events*")
     values = [value for event in tf.compat.v1.train.summary_iterator(str(path)) for value in event.summary.value]
     plotted = [float(tf.make_ndarray(value.tensor)) for value in values if value.tag == "epoch_epsilon"]
-    np.testing.assert_allclose(plotted, history["epsilon"], rtol=1e-6)
+    assert plotted == [float(np.float32(epsilon)) for epsilon in history["epsilon"]]  # it stores single precision
 
 
 @pytest.mark.parametrize("cls", [DP_Sequential, DP_Model])
@@ -52,8 +52,8 @@ def test_signal_to_noise_reaches_the_callbacks_that_are_listed_later(cls, tmp_pa
     seen = dict(zip(header.split(","), row.split(","), strict=True))
     for variable in ("conv_a/kernel", "conv_b/kernel", "dense/kernel"):
         name = f"signal_to_noise/{variable}"
-        assert float(seen[name]) == pytest.approx(average[name])
-        assert float(seen[f"{name}/q50"]) == pytest.approx(histogram[f"{name}/q50"])
+        assert float(seen[name]) == average[name]
+        assert float(seen[f"{name}/q50"]) == histogram[f"{name}/q50"]
 
 
 def test_a_checkpoint_of_keras_holds_what_was_spent_until_then(tmp_path):
