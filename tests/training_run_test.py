@@ -119,6 +119,11 @@ def test_privacy_states_what_was_done(run):
     share = recipes.RECIPES["digits"].convolution_rate ** 2
     assert privacy["noise_multiplier"] == pytest.approx(math.sqrt(1.0 + share) * joint, rel=1e-9)
     assert privacy["bounds"] == compute_gradient_bounds(run.model)
+    # Stddev of the noise over the sensitivity, of all gradients together: what was priced.
+    bounds, stddevs = (
+        np.array([privacy[key][name] for name in privacy["bounds"]]) for key in ("bounds", "noise_stddevs")
+    )
+    assert 1.0 / np.sqrt(np.sum((bounds / stddevs) ** 2)) == pytest.approx(joint, rel=1e-12)
     assert {"keras", "tensorflow", "lipdp", "dp-accounting", "python"} <= set(privacy["versions"])
 
 
