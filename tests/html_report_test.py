@@ -12,7 +12,7 @@ from deel.lipdp.cli import app
 from deel.lipdp.html_report import write_report
 from deel.lipdp.training_run import train
 
-SPREAD = {"q5": 0.1, "median": 0.2, "q95": 0.9, "max": 1.0}
+SPREAD = {"q5": 0.1, "q25": 0.15, "q50": 0.2, "q75": 0.5, "q95": 0.9, "max": 1.0}
 
 
 def run_folder(folder, card="# Privacy card\n\n| | |\n|---|---|\n| Delta | 1e-05 |\n", **changes):
@@ -160,7 +160,8 @@ def test_command_on_a_real_run(tmp_path, monkeypatch, caplog):
     spread = run.metrics["tightness"]
     assert spread.keys() == run.privacy["noise_stddevs"].keys() == run.privacy["bounds"].keys()
     for values in spread.values():
-        assert 0.0 <= values["q5"] <= values["median"] <= values["q95"] <= values["max"] <= 1.0
+        assert list(values) == ["q5", "q25", "q50", "q75", "q95", "max"]
+        assert 0.0 <= values["q5"] and list(values.values()) == sorted(values.values()) and values["max"] <= 1.0
     result = CliRunner().invoke(app, ["report", "run", "--output", "page.html"])
     assert result.exit_code == 0 and result.output.split() == ["report", "page.html"]
     page = _Page((tmp_path / "page.html").read_text(encoding="utf-8"))

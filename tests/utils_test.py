@@ -201,6 +201,12 @@ def test_metric_is_rebuilt_from_its_config(metric):
         (lambda: CertifiableAUROC(0.1, summation_method="interpolation"), ValueError, "'minoring'.*'interpolation'"),
         (lambda: CertifiableAUROC(0.1, curve="PR"), ValueError, "'ROC'.*'PR'"),
         (lambda: SignaltoNoiseHistogram(data(4), bins=0), ValueError, "SignaltoNoiseHistogram.*bins=0"),
+        (lambda: SignaltoNoiseHistogram(data(4), png="chart.svg"), ValueError, "SignaltoNoiseHistogram.*chart.svg"),
+        (
+            lambda: SignaltoNoiseAverage(data(4), png="no/chart.png"),
+            ValueError,
+            "SignaltoNoiseAverage.*make the folder",
+        ),
         (lambda: PrivacyMetrics(data(4)), ValueError, r"\(x_train, y_train, x_test, y_test\)"),
         (lambda: PrivacyMetrics((*data(4), *data(4)), every=0), ValueError, "PrivacyMetrics.*every=0"),
         (lambda: PrivacyMetrics((*data(4), *data(4)), batch_size=0.5), TypeError, "PrivacyMetrics.*batch_size=0.5"),
@@ -488,7 +494,8 @@ def test_signal_to_noise_histogram_logs_quantiles_and_counts():
     [entry] = logged
     [(key, ratios)] = model.signal_to_noise_elementwise((x, y))[0].items()
     name = f"signal_to_noise/{key}"
-    assert set(entry) == {"epoch", f"{name}/histogram", *(f"{name}/q{q}" for q in (5, 25, 50, 75, 95))}
+    assert set(entry) == {"epoch", f"{name}/histogram", f"{name}/max", *(f"{name}/q{q}" for q in (5, 25, 50, 75, 95))}
+    assert entry[f"{name}/max"] == pytest.approx(np.max(ratios), rel=1e-5)
     for q in (5, 25, 50, 75, 95):
         assert entry[f"{name}/q{q}"] == pytest.approx(np.percentile(ratios, q), rel=1e-5)
     counts = [int(np.sum((ratios >= k / 5) & (ratios < (k + 1) / 5))) for k in range(5)]

@@ -1,14 +1,24 @@
-"""Turns `log_fn` into one callable that takes a dict; every callback uses it."""
+"""What callbacks report, and where to: `log_fn` becomes one callable that takes a dict."""
 
 import importlib.util
 import logging
 import sys
 
+import numpy as np
+
 from deel.lipdp import _checks
 
-__all__ = ["resolve_log_fn"]
+__all__ = ["resolve_log_fn", "spread"]
 
 _logger = logging.getLogger("deel.lipdp")
+
+_QUANTILES = {"q5": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
+
+
+def spread(values):
+    """How numbers are spread out: dict of floats, quantiles by their percentage (`"q50"` is the median) and `"max"`."""
+    quantiles = np.quantile(values, list(_QUANTILES.values()))
+    return dict(zip(_QUANTILES, quantiles.tolist(), strict=True))
 
 
 def _to_logging(values):
@@ -18,7 +28,11 @@ def _to_logging(values):
 def _to_wandb(values):
     import wandb
 
-    wandb.log(values)
+    def drawn(counts):
+        return wandb.Histogram(np_histogram=(counts, np.linspace(0.0, 1.0, len(counts) + 1)))
+
+    # The only lists that callbacks report are counts in equal parts of [0, 1].
+    wandb.log({key: drawn(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _checked_wandb():
@@ -31,7 +45,7 @@ def _to_all(values):
     _to_logging(values)
     wandb = sys.modules.get("wandb")  # a run can only be active in a wandb that was imported
     if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.log(values)
+        _to_wandb(values)
 
 
 _LOG_FNS = {"all": lambda: _to_all, "logging": lambda: _to_logging, "wandb": _checked_wandb}

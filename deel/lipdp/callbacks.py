@@ -14,6 +14,8 @@ class DP_Accountant(keras.callbacks.Callback):
     """Prices the model's ledger at the end of each epoch and puts `epsilon` and `delta` into the Keras logs.
 
     The progress bar, `History`, and every callback listed after this one (CSVLogger, TensorBoard, wandb, ...) see them.
+    `EarlyStopping("epsilon")` is no budget: Keras stops there when a value no longer improves, and epsilon only grows.
+    `epsilon_max` is one.
 
     Args:
         log_fn: `"all"`, `"logging"`, `"wandb"` or a callable that gets a dict with `epsilon`, `delta` and `epoch`.

@@ -8,11 +8,11 @@ import math
 import pathlib
 
 from deel.lipdp import _checks
+from deel.lipdp._charts import draw_tightness, name_rows, new_axes, plain
 
 __all__ = ["write_report"]
 
 _WHO = "lipdp report"
-_SIZE = (6.4, 3.6)
 
 
 def write_report(runs, output="report.html"):
@@ -102,29 +102,29 @@ def _epsilon(value):
 
 
 def _accuracy_chart(runs):
-    axes = _axes()
+    axes = new_axes()
     for number, run in enumerate(runs):
         history, colour = run["history"], f"C{number % 10}"
         epsilons = history.get("epsilon", [])
         for key, style, text in (("accuracy", ":", "training"), ("val_accuracy", "-", "held out")):
             points = [pair for pair in zip(epsilons, history.get(key, []), strict=False) if None not in pair]
             if points:
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=f"{text}: {_plain(run['name'])}")
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=f"{text}: {plain(run['name'])}")
         test, epsilon = run["metrics"].get("test_accuracy"), run["privacy"].get("epsilon")
         if None not in (test, epsilon):
-            axes.plot([epsilon], [test], "D", color=colour, label=f"test: {_plain(run['name'])}")
+            axes.plot([epsilon], [test], "D", color=colour, label=f"test: {plain(run['name'])}")
     axes.set_xlabel("epsilon")
     axes.set_ylabel("accuracy")
     return _chart(axes, "Accuracy against epsilon")
 
 
 def _certified_chart(runs):
-    axes = _axes()
+    axes = new_axes()
     for number, run in enumerate(runs):
         certified = run["metrics"].get("certified_accuracy")
         if certified:
             colour = f"C{number % 10}"
-            label = f"run {_plain(run['name'])}"
+            label = f"run {plain(run['name'])}"
             axes.plot(certified["radius"], certified["accuracy"], "o-", ms=3, color=colour, label=label)
     axes.set_xlabel("radius: Euclidean norm of the change of an image")
     axes.set_ylabel("certified accuracy, test set")
@@ -133,50 +133,22 @@ def _certified_chart(runs):
 
 
 def _tightness_chart(run):
-    tightness = run["metrics"].get("tightness")
-    if not tightness:
+    spreads = run["metrics"].get("tightness")
+    if not spreads:
         return None
-    axes = _axes(len(tightness))
-    names = list(tightness)
-    for number, name in enumerate(names):
-        low, middle, high = (tightness[name][key] for key in ("q5", "median", "q95"))
-        axes.plot([low, high], [number, number], "-", color="C0", lw=6, alpha=0.35, solid_capstyle="butt")
-        axes.plot([middle], [number], "|", color="C0", ms=14, mew=3)
-        axes.plot([tightness[name]["max"]], [number], ".", color="C0")
-    _name_rows(axes, names)
-    axes.set_xlim(0.0, 1.0)
-    axes.set_xlabel("gradient norm of a test example over its bound: 5 to 95 %, median, largest")
-    return _chart(axes, f"{run['name']}: tightness of the bounds")
+    return _chart(draw_tightness(spreads, "a test example"), f"{run['name']}: tightness of the bounds")
 
 
 def _noise_chart(run):
     stddevs, batch_size = run["privacy"].get("noise_stddevs"), run["privacy"].get("batch_size")
     if not stddevs or None in stddevs.values() or not all(stddevs.values()):  # what is released without noise
         return None
-    axes = _axes(len(stddevs))
+    axes = new_axes(len(stddevs))
     axes.plot([stddev / batch_size for stddev in stddevs.values()], range(len(stddevs)), "o")
-    _name_rows(axes, list(stddevs))
+    name_rows(axes, list(stddevs))
     axes.set_xscale("log")
     axes.set_xlabel("standard deviation of the noise on each entry of the mean gradient")
     return _chart(axes, f"{run['name']}: noise")
-
-
-def _plain(text):
-    return text.replace("$", r"\$")  # Matplotlib would take it for the beginning of a formula
-
-
-def _name_rows(axes, names):
-    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
-
-
-def _axes(rows=None):
-    from matplotlib.figure import Figure  # not pyplot: no window, no state shared with the user's figures
-
-    size = _SIZE if rows is None else (_SIZE[0], 1.2 + 0.4 * rows)
-    axes = Figure(figsize=size, layout="constrained").add_subplot()
-    axes.grid(alpha=0.3)
-    return axes
 
 
 def _chart(axes, title):

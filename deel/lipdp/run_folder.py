@@ -9,6 +9,7 @@ import secrets
 import shutil
 
 from deel.lipdp import _checks
+from deel.lipdp._charts import new_axes, save_png
 
 __all__ = ["FILES", "check_output", "new_run_folder", "write_certified", "write_curve", "write_json"]
 
@@ -124,7 +125,7 @@ def write_curve(path, history):
 
     epsilon = history.get("epsilon", [None])
     private = all(value is not None and math.isfinite(value) for value in epsilon)
-    axes = _axes()
+    axes = new_axes()
     for key, label, marker in (("accuracy", "training", "."), ("val_accuracy", "validation", "o")):
         if key in history:
             values = history[key]
@@ -133,25 +134,15 @@ def write_curve(path, history):
     if not private:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right")
-    _save(axes, path, "accuracy")
+    axes.set_ylabel("accuracy")
+    save_png(axes, path)
 
 
 def write_certified(path, certified):
     """Draws certified accuracy against the radius, both lists in a dict."""
-    axes = _axes()
+    axes = new_axes()
     axes.plot(certified["radius"], certified["accuracy"], marker="o", ms=4)
     axes.set_xlabel("radius: Euclidean norm of the change of an image, pixels in [0, 1]")
     axes.set_ylim(bottom=0.0)
-    _save(axes, path, "certified accuracy, test set")
-
-
-def _axes():
-    from matplotlib.figure import Figure  # not pyplot: no window, no state shared with the user's figures
-
-    return Figure(figsize=(6, 4), layout="constrained").add_subplot()
-
-
-def _save(axes, path, title):
-    axes.set_ylabel(title)
-    axes.grid(alpha=0.3)
-    axes.figure.savefig(path, dpi=150)
+    axes.set_ylabel("certified accuracy, test set")
+    save_png(axes, path)

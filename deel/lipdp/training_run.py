@@ -6,9 +6,9 @@ import sys
 import time
 
 import keras
-import numpy as np
 
 from deel.lipdp import _checks, run_folder
+from deel.lipdp._reporting import spread
 from deel.lipdp.accounting import calibrate_noise
 from deel.lipdp.callbacks import DP_Accountant
 from deel.lipdp.noise import get_noise_multiplier_coefs, noise_multiplier_for
@@ -151,11 +151,7 @@ def train(
 def _tightness(model, x, y):
     """How the gradient norms of examples, over their bounds, are spread out, by variable."""
     ratios, _, _ = model.signal_to_noise_elementwise((x, y), warn=False)
-    quantiles = {"q5": 0.05, "median": 0.5, "q95": 0.95, "max": 1.0}
-    return {
-        key: dict(zip(quantiles, np.quantile(ratio, list(quantiles.values())).tolist(), strict=True))
-        for key, ratio in ratios.items()
-    }
+    return {key: spread(ratio) for key, ratio in ratios.items()}
 
 
 def fit_recipe(

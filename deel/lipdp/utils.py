@@ -4,12 +4,13 @@ What the callbacks report is computed on private data and is not covered by epsi
 """
 
 import logging
+import pathlib
 
 import keras
 import numpy as np
 from keras import ops
 
-from deel.lipdp import _checks, _reporting
+from deel.lipdp import _charts, _checks, _reporting
 from deel.lipdp._training.tensorflow import per_example_losses
 
 __all__ = [
@@ -22,8 +23,6 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -243,7 +242,30 @@ def _classes(y):
     return y.argmax(axis=1) if y.shape[1] > 1 else y[:, 0].astype(int)
 
 
-class SignaltoNoiseAverage(keras.callbacks.Callback):
+class _SignalToNoise(keras.callbacks.Callback):
+    """Measures at the end of each epoch, and reports: to `log_fn`, to the Keras logs, and as a chart."""
+
+    def __init__(self, batch, log_fn, png):
+        super().__init__()
+        self.batch = batch
+        self.png = None if png is None else self._checked_path(png)
+        self._log = _reporting.resolve_log_fn(log_fn)
+
+    def _checked_path(self, png):
+        path = pathlib.Path(png)
+        if path.suffix != ".png" or not path.parent.is_dir():
+            expected, remedy = "png to end in .png, in a folder that exists", "Name another file, or make the folder."
+            raise ValueError(_checks.message(type(self).__name__, expected, f"png='{path}'", remedy))
+        return path
+
+    def _report(self, epoch, values, scalars, logs):
+        """Args: values for `log_fn`; those of them that belong into the Keras logs."""
+        if logs is not None:
+            logs.update(scalars)
+        self._log({**values, "epoch": epoch + 1})
+
+
+class SignaltoNoiseAverage(_SignalToNoise):
     """Logs at the end of each epoch how long the mean gradient of a batch is beside the bound for one example.
 
     Reads private data, and its report is not covered by epsilon; see `signal_to_noise_average` of the model. The ratios
@@ -253,24 +275,44 @@ class SignaltoNoiseAverage(keras.callbacks.Callback):
         batch: `(x, y)` or `(x, y, sample_weight)`, exactly `batch_size` examples.
         log_fn: `"all"`, `"logging"`, `"wandb"` or a callable that gets a dict: `"signal_to_noise/<variable>"` -> float,
             and `epoch`.
+        png: str or path of a chart, drawn anew at the end of each epoch: the ratios of all epochs, a line for each
+            variable. None: no chart.
+
+    Raises:
+        ValueError: for another `log_fn`, and for a chart that cannot be written.
     """
 
-    def __init__(self, batch, log_fn="all"):
-        super().__init__()
-        self.batch = batch
-        self._log = _reporting.resolve_log_fn(log_fn)
+    def __init__(self, batch, log_fn="all", png=None):
+        super().__init__(batch, log_fn, png)
+        self._history = {}
+
+    def on_train_begin(self, logs=None):
+        self._history = {}
 
     def on_epoch_end(self, epoch, logs=None):
         ratios, _, _ = self.model.signal_to_noise_average(self.batch)
         values = {f"signal_to_noise/{key}": float(ratio) for key, ratio in ratios.items()}
-        if logs is not None:
-            logs.update(values)
-        self._log({**values, "epoch": epoch + 1})
+        self._report(epoch, values, values, logs)
+        for key, ratio in ratios.items():
+            self._history.setdefault(key, {})[epoch + 1] = float(ratio)
+        if self.png is not None:
+            self._draw()
+
+    def _draw(self):
+        axes = _charts.new_axes()
+        for key, ratios in self._history.items():
+            axes.plot(list(ratios), list(ratios.values()), "o-", ms=3, label=_charts.plain(key))
+        axes.set_yscale("log")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("norm of the mean gradient over the bound")
+        axes.legend(fontsize="small")
+        _charts.save_png(axes, self.png)
 
 
-class SignaltoNoiseHistogram(keras.callbacks.Callback):
+class SignaltoNoiseHistogram(_SignalToNoise):
     """Logs at the end of each epoch how the gradient norms of single examples, over their bounds, are spread out.
 
+    That is how tight the bounds are: at a ratio of 1 an example causes the largest gradient that the noise is made for.
     Reads private data, and its report is not covered by epsilon; see `signal_to_noise_elementwise` of the model. The
     medians are in the Keras logs too, for TensorBoard, CSVLogger and other callbacks listed after this one.
 
@@ -278,27 +320,29 @@ class SignaltoNoiseHistogram(keras.callbacks.Callback):
         batch: `(x, y)` or `(x, y, sample_weight)`, any number of examples.
         log_fn: `"all"`, `"logging"`, `"wandb"` or a callable that gets a dict:
             `"signal_to_noise/<variable>/q<percent>"` -> float for the quantiles 5, 25, 50, 75 and 95 percent,
-            `"signal_to_noise/<variable>/histogram"` -> list of counts in `bins` equal parts of [0, 1], and `epoch`.
+            `"signal_to_noise/<variable>/max"` -> float, `"signal_to_noise/<variable>/histogram"` -> list of counts in
+            `bins` equal parts of [0, 1] (wandb gets what it draws as a histogram), and `epoch`.
         bins: int, parts of the histogram.
+        png: str or path of a chart, drawn anew at the end of each epoch: a bar for each variable, from the 5 to the 95
+            percent quantile, with the median and the largest ratio. None: no chart.
 
     Raises:
-        TypeError, ValueError: for arguments out of range.
+        TypeError, ValueError: for arguments out of range, another `log_fn`, and a chart that cannot be written.
     """
 
-    def __init__(self, batch, log_fn="all", bins=20):
-        super().__init__()
-        self.batch = batch
+    def __init__(self, batch, log_fn="all", bins=20, png=None):
+        super().__init__(batch, log_fn, png)
         self.bins = _checks.integer("SignaltoNoiseHistogram", "bins", bins)
-        self._log = _reporting.resolve_log_fn(log_fn)
 
     def on_epoch_end(self, epoch, logs=None):
         ratios, _, _ = self.model.signal_to_noise_elementwise(self.batch)
-        values = {}
+        spreads = {key: _reporting.spread(ratio) for key, ratio in ratios.items()}
+        values, medians = {}, {}
         for key, ratio in ratios.items():
             name = f"signal_to_noise/{key}"
-            quantiles = np.quantile(ratio, _QUANTILES)
-            values |= {f"{name}/q{round(100 * q)}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
-            if logs is not None:
-                logs[f"{name}/q50"] = values[f"{name}/q50"]
+            values |= {f"{name}/{quantile}": value for quantile, value in spreads[key].items()}
             values[f"{name}/histogram"] = np.histogram(np.clip(ratio, 0, 1), self.bins, (0, 1))[0].tolist()
-        self._log({**values, "epoch": epoch + 1})
+            medians[f"{name}/q50"] = spreads[key]["q50"]
+        self._report(epoch, values, medians, logs)
+        if self.png is not None:
+            _charts.save_png(_charts.draw_tightness(spreads, "an example"), self.png)

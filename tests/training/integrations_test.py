@@ -1,4 +1,4 @@
-"""Keras's own callbacks and wandb's beside the accountant: they see epsilon, and nothing that was spent is lost."""
+"""Keras's own callbacks beside the accountant: they see epsilon, and nothing that was spent is lost."""
 
 import keras
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from doubles import data, model
 
+from deel.lipdp import _charts
 from deel.lipdp.callbacks import DP_Accountant
 from deel.lipdp.model import DP_Model, DP_Sequential
 from deel.lipdp.sampling import poisson_batches
@@ -56,6 +57,48 @@ def test_signal_to_noise_reaches_the_callbacks_that_are_listed_later(cls, tmp_pa
         assert float(seen[f"{name}/q50"]) == histogram[f"{name}/q50"]
 
 
+@pytest.mark.parametrize("cls", [DP_Sequential, DP_Model])
+def test_signal_to_noise_is_drawn(cls, tmp_path, monkeypatch):
+    drawn, logged = [], []
+    save_png = _charts.save_png
+    monkeypatch.setattr(_charts, "save_png", lambda axes, path: drawn.append(axes) or save_png(axes, path))
+    charts = tmp_path / "average.png", tmp_path / "tightness.png"
+    fit(
+        model(cls=cls),
+        SignaltoNoiseAverage(data(8), logged.append, png=charts[0]),
+        SignaltoNoiseHistogram(data(6), logged.append, png=str(charts[1])),
+        epochs=2,
+    )
+    averages, spreads = logged[::2], logged[1::2]
+    for line in drawn[2].get_lines():  # of the second epoch
+        assert list(line.get_ydata()) == [values[f"signal_to_noise/{line.get_label()}"] for values in averages]
+    names = [label.get_text() for label in drawn[3].get_yticklabels()]
+    assert names == [line.get_label() for line in drawn[2].get_lines()] and len(names) == 3
+    for row, name in enumerate(names):
+        bar, median, largest = (line.get_xdata() for line in drawn[3].get_lines()[3 * row : 3 * row + 3])
+        expected = [spreads[1][f"signal_to_noise/{name}/{key}"] for key in ("q5", "q95", "q50", "max")]
+        assert [*bar, *median, *largest] == expected
+    for chart in charts:
+        assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_training_that_starts_again_begins_its_chart_anew(tmp_path):
+    average = SignaltoNoiseAverage(data(8), print, png=tmp_path / "chart.png")
+    private = model()
+    for _ in range(2):
+        fit(private, average, epochs=1)
+    assert [list(ratios) for ratios in average._history.values()] == 3 * [[1]]
+
+
+def test_early_stopping_on_epsilon_sees_it_grow(tmp_path):
+    """Epsilon only grows, so after `patience` epochs there was no improvement: a budget is `epsilon_max`."""
+    stopping = keras.callbacks.EarlyStopping("epsilon", mode="min", patience=2)
+    history = fit(model(), stopping, epochs=9)
+    assert len(history["epsilon"]) == 3
+    history = fit(model(), keras.callbacks.EarlyStopping("epsilon", mode="max", patience=2), epochs=5)
+    assert len(history["epsilon"]) == 5
+
+
 def test_a_checkpoint_of_keras_holds_what_was_spent_until_then(tmp_path):
     fit(model(), keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"))
     for epoch in (1, 2, 3):
@@ -96,15 +139,3 @@ def test_other_callbacks_of_keras_run(make):
     private = model(optimizer=keras.optimizers.SGD(0.1, use_ema=True))
     history = fit(private, make(), validation_data=data(8))
     assert private.ledger.steps == 3 * STEPS and np.all(np.diff(history["epsilon"]) > 0.0)
-
-
-def test_wandb_metrics_logger_sees_epsilon(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    from wandb.integration.keras import WandbMetricsLogger
-
-    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    with wandb.init(mode="offline", project="lipdp-test", dir=str(tmp_path)) as run:
-        history = fit(model(), WandbMetricsLogger())
-        assert run.summary["epoch/epsilon"] == pytest.approx(history["epsilon"][-1])
