@@ -12,7 +12,7 @@ PYTEST := $(QUIET) $(BIN)/python -m pytest -n $(WORKERS)
 # `deel` is a namespace without an `__init__.py`; the tests' own folders are not.
 DOCTEST := $(PYTEST) --doctest-modules -o consider_namespace_packages=true deel
 
-.PHONY: demo test test-full lint docs bench clean
+.PHONY: demo test test-full lint docs notebooks bench clean
 
 demo: $(VENV)/.installed
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/lipdp demo
@@ -36,16 +36,24 @@ lint: $(VENV)/.installed
 	@$(BIN)/mypy --no-error-summary --cache-dir=$(VENV)/mypy
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.installed: setup.py pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || (echo "Installing into $(VENV): 2.5 GB, most of it TensorFlow." && $(PYTHON) -m venv $(VENV))
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@
+
+# The outputs of the tutorials, on the real data: some ten minutes. TensorFlow's messages stay out of them.
+notebooks: $(VENV)/.installed
+	@rm -rf build/notebooks && mkdir -p build/notebooks && cp docs/notebooks/*.ipynb build/notebooks
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True \
+	  --ExecutePreprocessor.extra_arguments="--IPKernelApp.capture_fd_output=False" build/notebooks/*.ipynb
+	@cp build/notebooks/*.ipynb docs/notebooks && $(BIN)/ruff format --quiet docs/notebooks
 
 # Two hours on an idle machine, most of it the peers'.
 bench: $(VENV)/.installed

@@ -10,6 +10,7 @@ import sys
 import doubles
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 from deel.lipdp import layers
@@ -102,18 +103,26 @@ def test_a_table_from_a_file_is_trained_on_and_served_without_the_library(tmp_pa
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     patients = rng.uniform([20, 40, 80], [90, 120, 220], (8000, 3))
-    ill = (patients[:, 0] / 100 + patients[:, 2] / 200 + 0.1 * rng.normal(size=8000) > 1.3).astype(int)
-    table = np.column_stack([patients, ill])
-    np.savetxt("patients.csv", table, delimiter=",", header="age,weight,pressure,ill", comments="")
+    ill = patients[:, 0] / 100 + patients[:, 2] / 200 + 0.1 * rng.normal(size=8000) > 1.3
+    table = pd.DataFrame(patients, columns=["age", "weight", "pressure"])
+    table.loc[::10, "weight"] = np.nan
+    table.assign(sex=np.where(rng.random(8000) < 0.5, "female", "male"), ill=np.where(ill, "yes", "no")).to_csv(
+        "patients.csv", index=False
+    )
     train, serve = python_in("your_data.md")
     namespace = run(train, "your_data.md")
+    rows = namespace["rows"]
+    assert np.isfinite(rows).all() and rows[:, 3].mean() == pytest.approx(0.1)  # the marks of the gaps
+    assert np.max(np.linalg.norm(rows, axis=1)) <= namespace["metadata"].max_norm
     history = namespace["model"].history.history
     assert 1.8 < history["epsilon"][-1] <= 2.0 and history["val_accuracy"][-1] > 0.85
     assert json.loads(pathlib.Path("privacy.json").read_text())["epsilon"] <= 2.0
     # In a process that cannot import the library.
-    code = f"import sys; sys.modules['deel'] = None\n{serve}\nprint(*map(float, scores[0]))"
+    code = f"import sys; sys.modules['deel'] = None\n{serve}\nprint(*row, *map(float, scores[0]))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    row = 2 * (np.array([[71, 80, 190]]) - [0, 20, 50]) / [100, 140, 200] - 1
-    expected = np.asarray(namespace["model"](row.astype("float32")))[0]
-    np.testing.assert_array_equal(np.array(result.stdout.split(), "float64"), expected)  # the same operations
-    assert expected[1] > expected[0]
+    verdict, numbers = result.stdout.splitlines()
+    *row, no, yes = map(float, numbers.split())
+    [expected] = namespace["to_rows"](pd.DataFrame({"age": [71], "weight": np.nan, "pressure": 190, "sex": "female"}))
+    np.testing.assert_array_equal(np.array(row, "float32"), expected)
+    np.testing.assert_array_equal([no, yes], namespace["model"](expected[None])[0])  # the same operations
+    assert verdict == "ill" and yes > no

@@ -19,9 +19,10 @@ def test_quick_start():
     namespace = {}
     exec(compile(code, "README.md", "exec"), namespace)
     history = namespace["model"].history.history
-    assert len(history["epsilon"]) == 30
-    assert np.isfinite(history["epsilon"]).all()
-    assert history["val_accuracy"][-1] > 0.5  # chance is 0.1
+    assert len(history["epsilon"]) == 15
+    assert np.all(np.diff(history["epsilon"]) > 0.0) and 2.9 < history["epsilon"][-1] <= 3.0
+    test = namespace["model"].evaluate(namespace["ds_test"], return_dict=True, verbose=0)
+    assert test["accuracy"] > 0.5  # chance is 0.1
 
 
 def test_your_own_data(tmp_path, monkeypatch):

@@ -434,6 +434,8 @@ def test_privacy_metrics_attack_when_asked_and_log_what_they_find(caplog):
     flat = {f"{group}/{name}": value for group, part in once.results.items() for name, value in part.items()}
     assert logged[1] == {**flat, "epoch": 3} and "all/threshold_auc" in flat and "class 0/logistic_auc" in flat
     assert "which epsilon does not cover" in caplog.text
+    warnings = [record.getMessage() for record in caplog.records if "SignaltoNoise" in record.getMessage()]
+    assert len(warnings) == 2  # once for each, not once an epoch
     assert model.ledger.steps == steps + 15  # attacks are no training
 
 

@@ -559,7 +559,7 @@ class PrivateModel:
         }
         return [keys[id(variable)] for variable in self.trainable_variables]
 
-    def _gradient_norms(self, data, warn=True):
+    def _gradient_norms(self, data, warn):
         if warn:
             _logger.warning("Gradient norms are computed on private data and are not covered by epsilon.")
         radius = output_gradient_bound(self)
@@ -583,13 +583,14 @@ class PrivateModel:
         norms = dict(zip(self._keys(), each.T, strict=True))
         return {key: norm / bounds[key] for key, norm in norms.items()}, norms, bounds
 
-    def signal_to_noise_average(self, data):
+    def signal_to_noise_average(self, data, warn=True):
         """Norm of the batch-mean gradient over the bound for one example.
 
         Reads private data, uncovered by epsilon: for studies on public data, or not to be released.
 
         Args:
             data: `(x, y)` or `(x, y, sample_weight)`, a batch of exactly `batch_size` examples.
+            warn: bool, as in `signal_to_noise_elementwise`.
 
         Returns:
             (ratios, norms, bounds): dicts of floats by variable key.
@@ -600,6 +601,6 @@ class PrivateModel:
         if len(data[0]) != self.dataset_metadata.batch_size:
             self._refuse_batch_size(len(data[0]))
         bounds = compute_gradient_bounds(self)
-        _, total = self._gradient_norms(data)
+        _, total = self._gradient_norms(data, warn)
         norms = dict(zip(self._keys(), total / self.dataset_metadata.batch_size, strict=True))
         return {key: norm / bounds[key] for key, norm in norms.items()}, norms, bounds

@@ -251,6 +251,9 @@ class _SignalToNoise(keras.callbacks.Callback):
         self.png = None if png is None else self._checked_path(png)
         self._log = _reporting.resolve_log_fn(log_fn)
 
+    def on_train_begin(self, logs=None):
+        _logger.warning("%s reads gradients of examples, which epsilon does not cover.", type(self).__name__)
+
     def _checked_path(self, png):
         path = pathlib.Path(png)
         if path.suffix != ".png" or not path.parent.is_dir():
@@ -287,10 +290,11 @@ class SignaltoNoiseAverage(_SignalToNoise):
         self._history = {}
 
     def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
         self._history = {}
 
     def on_epoch_end(self, epoch, logs=None):
-        ratios, _, _ = self.model.signal_to_noise_average(self.batch)
+        ratios, _, _ = self.model.signal_to_noise_average(self.batch, warn=False)
         values = {f"signal_to_noise/{key}": float(ratio) for key, ratio in ratios.items()}
         self._report(epoch, values, values, logs)
         for key, ratio in ratios.items():
@@ -335,7 +339,7 @@ class SignaltoNoiseHistogram(_SignalToNoise):
         self.bins = _checks.integer("SignaltoNoiseHistogram", "bins", bins)
 
     def on_epoch_end(self, epoch, logs=None):
-        ratios, _, _ = self.model.signal_to_noise_elementwise(self.batch)
+        ratios, _, _ = self.model.signal_to_noise_elementwise(self.batch, warn=False)
         spreads = {key: _reporting.spread(ratio) for key, ratio in ratios.items()}
         values, medians = {}, {}
         for key, ratio in ratios.items():
