@@ -1,4 +1,4 @@
-"""Builds the wheel, installs it in a clean environment beside deel-lip, and runs the demo. Part of `make test-full`."""
+"""Builds a release, installs its wheel in a clean environment beside deel-lip, and runs the demo."""
 
 import pathlib
 import subprocess
@@ -13,10 +13,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         subprocess.run(
-            [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder / "dist"), str(ROOT)],
+            [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(ROOT)],
             check=True,
             stdout=subprocess.DEVNULL,
         )
+        assert len(list((folder / "dist").glob("*.tar.gz"))) == 1  # the wheel is made from it
         [wheel] = (folder / "dist").glob("*.whl")
         venv.create(folder / "env", with_pip=True)
         python = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
