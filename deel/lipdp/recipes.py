@@ -69,7 +69,7 @@ class Recipe:
 _LARGE: dict[str, Any] = {"epochs": 40, "batch_size": 8192}
 _WAVES: dict[str, Any] = {"kernel_size": 8, "strides": 4, "filters": 46, "convolution_rate": 0.003}
 RECIPES = {
-    "digits": Recipe("digits", 60, 256, learning_rate=0.15, **_WAVES | {"kernel_size": 4, "strides": 2, "filters": 10}),
+    "digits": Recipe("digits", 15, 256, learning_rate=0.1, **_WAVES | {"kernel_size": 4, "strides": 2, "filters": 10}),
     "mnist": Recipe("mnist", front_end="strokes", **_LARGE),
     "fashion_mnist": Recipe("fashion_mnist", front_end="scenes_in_place", **_LARGE),
     "cifar10": Recipe("cifar10", front_end="scenes", **_LARGE),
