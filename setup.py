@@ -13,6 +13,7 @@ setup(
     description="Differentially private training of Lipschitz Keras networks without per-example gradient clipping",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    url="https://github.com/deel-ai/lipdp",
     license="MIT",
     packages=find_namespace_packages(include=["deel.*"]),
     package_data={"deel.lipdp": ["py.typed", "scenes.npz", "report.html.jinja"]},

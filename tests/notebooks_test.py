@@ -98,6 +98,7 @@ def test_the_badges_of_the_readme_open_the_tutorials():
         f"docs/notebooks/{name}.ipynb" for name in ("basic_mnist", "advanced_cifar10")
     ]
     [repository] = {repository for repository, _ in badges}
+    assert f'url="https://github.com/{repository}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
     for name in SMALL:
         [first, *_] = code_cells(name)
         assert f"%pip install --quiet git+https://github.com/{repository}.git" in first.source
