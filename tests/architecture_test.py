@@ -16,7 +16,7 @@ ROOT = pathlib.Path(deel.lipdp.__file__).parent
 
 # A module imports from earlier rows, or from earlier in its own row.
 LEVELS = [
-    ["_checks", "_charts", "_reporting", "parameters", "accounting"],
+    ["_types", "_checks", "_charts", "_reporting", "parameters", "accounting"],
     [
         "_scalars",
         "_convolution",
