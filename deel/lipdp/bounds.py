@@ -47,13 +47,13 @@ class LayerCall:
         layer: the layer.
         inputs, outputs: tuples of hashable names, one for each tensor that goes in or comes out. Tensors of different
             calls are the same if their names are.
-        input_shapes: tuple of shapes, with the batch axis, one for each input.
+        input_shapes: tuple of shapes, with the batch axis, one for each input; None where a layer before is not built.
     """
 
     layer: keras.layers.Layer
     inputs: tuple[Hashable, ...]
     outputs: tuple[Hashable, ...]
-    input_shapes: tuple[Shape, ...]
+    input_shapes: tuple[Shape | None, ...]
 
 
 def variable_key(layer: keras.layers.Layer, variable: keras.Variable) -> str:

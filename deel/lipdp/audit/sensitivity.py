@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from typing import Any
 
 import keras
 import numpy as np
@@ -242,7 +243,7 @@ class SensitivityAudit(keras.callbacks.Callback):
     def _raise(text):
         raise AuditError(text)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         _logger.warning("SensitivityAudit reads gradient norms of single examples, which epsilon does not cover.")
         self._next = self._steps()
 
@@ -250,7 +251,7 @@ class SensitivityAudit(keras.callbacks.Callback):
         # The ledger may count by the pass.
         return int(self.model.optimizer.iterations.numpy())
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._steps() >= self._next:
             self._next = self._steps() + self.every
             self._check()
