@@ -8,7 +8,7 @@ losses and metrics are not covered.
 
 import functools
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 
@@ -141,6 +141,10 @@ def _price_gaussian(terms, delta):
 ACCOUNTANTS = {"rdp": RDPAccountant, "pld": PLDAccountant}
 
 
+@overload
+def get_accountant(accountant: Literal["rdp", "pld"] = "rdp") -> RDPAccountant | PLDAccountant: ...
+@overload
+def get_accountant(accountant: Accountant) -> Accountant: ...
 def get_accountant(accountant: AnyAccountant = "rdp") -> Accountant:
     """Returns a new accountant of that name, or the object itself if it has an `epsilon(entries, delta)`.
 
