@@ -160,10 +160,8 @@ def unannotated(function):
     signature = inspect.signature(function)
     annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     annotations["return"] = signature.return_annotation
-    return [name for name, note in annotations.items() if note is inspect.Signature.empty and name not in _UNTYPED]
-
-
-_UNTYPED = ("self", "cls")
+    missing = [name for name, annotation in annotations.items() if annotation is inspect.Signature.empty]
+    return [name for name in missing if name not in ("self", "cls")]
 
 
 def test_public_signatures_are_annotated():
