@@ -1,6 +1,7 @@
 """Dependencies point one way, public names are complete and documented, and importing the package is cheap."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pathlib
@@ -16,7 +17,7 @@ ROOT = pathlib.Path(deel.lipdp.__file__).parent
 
 # A module imports from earlier rows, or from earlier in its own row.
 LEVELS = [
-    ["_checks", "_charts", "_reporting", "parameters", "accounting"],
+    ["_types", "_checks", "_charts", "_reporting", "parameters", "accounting"],
     [
         "_scalars",
         "_convolution",
@@ -101,8 +102,8 @@ def rooms(path):
 def test_dependencies_point_one_way(path):
     relative = path.relative_to(ROOT)
     room = relative.parts[0].removesuffix(".py")
-    if room == "__init__":
-        assert not list(rooms(path))
+    if room == "__init__":  # for type checkers only: that nothing is imported is tested below
+        assert sorted(rooms(path)) == sorted(deel.lipdp._LAZY.values())
         return
     assert room in ORDER, f"say in LEVELS where {room} belongs"
     wrong = [other for other in rooms(path) if other in ORDER and ORDER[other] > ORDER[room]]
@@ -131,6 +132,49 @@ def test_public_names_exist_and_have_docstrings(name):
                 keras_own = any(hasattr(base, method) for base in value.__mro__[1:])
                 if inspect.isfunction(function) and not method.startswith("_") and not keras_own:
                     assert function.__doc__, f"{name}.{public}.{method} has no docstring"
+
+
+# TEMPORARY: modules whose signatures are still to be annotated.
+NOT_ANNOTATED_YET = ("deel.lipdp.cli", "deel.lipdp.html_report", "deel.lipdp.run_folder", "deel.lipdp.utils")
+
+
+def public_functions(value):
+    """A function; of a class, what the package defines for its users: constructor, `__call__`, methods, properties."""
+    if inspect.isfunction(value):
+        yield value
+    elif inspect.isclass(value):
+        own = [cls for cls in value.__mro__ if cls.__module__.startswith("deel.lipdp")]
+        for name, member in (item for cls in own for item in vars(cls).items()):
+            if name.startswith("_") and name not in ("__init__", "__call__"):
+                continue
+            if isinstance(member, property):
+                yield from filter(None, (member.fget, member.fset, member.fdel))
+            elif isinstance(member, functools.cached_property):
+                yield member.func
+            else:
+                yield from filter(inspect.isfunction, [getattr(member, "__func__", member)])
+
+
+def unannotated(function):
+    """Parameters without an annotation, and `return`."""
+    signature = inspect.signature(function)
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    annotations["return"] = signature.return_annotation
+    missing = [name for name, annotation in annotations.items() if annotation is inspect.Signature.empty]
+    return [name for name in missing if name not in ("self", "cls")]
+
+
+def test_public_signatures_are_annotated():
+    names = [name for name in MODULES if not any(part.startswith("_") for part in name.split("."))]
+    modules = map(importlib.import_module, names)
+    values = [getattr(module, name) for module in modules for name in getattr(module, "__all__", [])]
+    functions = {function for value in values for function in public_functions(value)}
+    missing = {
+        f"{function.__module__}.{function.__qualname__}: {', '.join(unannotated(function))}"
+        for function in functions
+        if function.__module__ not in NOT_ANNOTATED_YET and unannotated(function)
+    }
+    assert not missing, "\n".join(sorted(missing))
 
 
 def test_lazy_names():

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import logging
 import types
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
@@ -19,7 +21,9 @@ from deel.lipdp._training.tensorflow import (
     per_example_gradient_norms,
     private_step,
 )
+from deel.lipdp._types import Bound, PathLike, Tensor
 from deel.lipdp.accounting import GaussianStep, UndeclaredSampling
+from deel.lipdp.accounting._types import Event
 from deel.lipdp.bounds import (
     check_model,
     compute_gradient_bounds,
@@ -31,7 +35,12 @@ from deel.lipdp.bounds import (
 from deel.lipdp.ledger import Ledger
 from deel.lipdp.noise import joint_noise_multiplier, noise_stddevs
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
-from deel.lipdp.sampling import fixed_batch_size, multiplicity_behind, sampling_of
+from deel.lipdp.sampling import Sampler, fixed_batch_size, multiplicity_behind, sampling_of
+
+if TYPE_CHECKING:
+    from keras import Model as _Model
+else:
+    _Model = object  # a mixin, which each subclass puts before a Keras class of its own
 
 __all__ = ["PrivateModel"]
 
@@ -47,7 +56,15 @@ def _refuse(who, expected, received, remedy, error=ValueError):
     raise error(_checks.message(who, expected, received, remedy))
 
 
-class PrivateModel:
+class Budget(Protocol):
+    """What `PrivateModel.add_budget` takes."""
+
+    def allows(self, event: Event, count: int) -> bool: ...
+
+    def update(self) -> None: ...
+
+
+class PrivateModel(_Model):
     """Mixin listed before the Keras class; subclasses define `layers_forward_order()` and `layer_calls()`."""
 
     @classmethod
@@ -89,15 +106,22 @@ class PrivateModel:
     def _who(self):
         return f"{type(self).__name__} '{self.name}'"
 
-    def layers_backward_order(self):
+    def layers_backward_order(self) -> list[keras.layers.Layer]:
         """list of layers, from output to input."""
         return self.layers_forward_order()[::-1]
 
     # -- compile ---------------------------------------------------------------------------------------------------
 
     def compile(
-        self, optimizer="rmsprop", loss=None, *, loss_weights=None, jit_compile=False, microbatch_size=None, **kwargs
-    ):
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: str | keras.losses.Loss | Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        loss_weights: float | None = None,
+        jit_compile: bool = False,
+        microbatch_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         """As `keras.Model.compile`, for one loss with a known bound.
 
         Args:
@@ -168,12 +192,12 @@ class PrivateModel:
                 width,
             )
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any] | None:
         """As in Keras, with `microbatch_size`."""
         config = super().get_compile_config()
         return config and {**config, "microbatch_size": self.microbatch_size}
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles with what `get_compile_config` returned; called by `keras.models.load_model`."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
@@ -181,7 +205,16 @@ class PrivateModel:
 
     # -- train -----------------------------------------------------------------------------------------------------
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, *, class_weight=None, **kwargs):
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        *,
+        class_weight: dict[int, float] | None = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """As `keras.Model.fit`, with differential privacy.
 
         The loss and the metrics it logs are computed on private data and are **not** covered by epsilon.
@@ -221,7 +254,7 @@ class PrivateModel:
         self.restore_constraints()  # optimizers may average weights when training ends
         return history
 
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras; the batch is of unknown origin and priced as one full release."""
         with self._training_on(None):
             return super().train_on_batch(*args, **kwargs)
@@ -242,11 +275,11 @@ class PrivateModel:
             self._batches_to_skip.assign(0)
 
     @property
-    def sampler(self):
+    def sampler(self) -> Sampler | None:
         """`deel.lipdp.sampling.Sampler` of the running `fit`; None outside of one and for data of unknown origin."""
         return self._sampler
 
-    def skip_steps(self, count):
+    def skip_steps(self, count: int) -> None:
         """Lets the next `count` batches of the running `fit` pass by: drawn, and neither trained on nor counted.
 
         For a run that resumes in the middle of an epoch.
@@ -306,7 +339,7 @@ class PrivateModel:
         )
         return None
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         """As in Keras; also fixes what the steps to come release. A change of that makes a new graph."""
         if self.distribute_strategy.num_replicas_in_sync > 1:
             _refuse(self._who(), "one replica", "a distribution strategy of several", "Train on one device.")
@@ -355,7 +388,7 @@ class PrivateModel:
             self.ledger.seeded = True
         return plan
 
-    def scales_in_force(self):
+    def scales_in_force(self) -> StepScales:
         """`StepScales` at the current clip values: floats, or scalar tensors where a clip value moves."""
         bounds = gradient_bounds_in_force(self)
         stddevs = noise_stddevs(self, bounds)
@@ -369,11 +402,11 @@ class PrivateModel:
         )
 
     @property
-    def event_in_force(self):
+    def event_in_force(self) -> GaussianStep | None:
         """The event the next training step is counted under; None before training."""
         return self._plan.event if self._plan else None
 
-    def add_budget(self, budget):
+    def add_budget(self, budget: Budget) -> None:
         """Limits the spending of the running `fit`.
 
         Args:
@@ -389,7 +422,7 @@ class PrivateModel:
             for budget in self._budgets:
                 budget.update()
 
-    def release(self, event, count=1):
+    def release(self, event: Event, count: int = 1) -> bool:
         """Counts a release that is not a training step: on disk first if a journal is open, then in the ledger.
 
         Args:
@@ -408,19 +441,19 @@ class PrivateModel:
         self._apply_budgets()
         return True
 
-    def set_limit(self, count):
+    def set_limit(self, count: int) -> None:
         """Lets training count at most that many more of the event in force (steps or passes), tested in the graph."""
         counted = int(self.ledger.counter(self.event_in_force).numpy())
         self._limit.assign(min(counted + count, int(self._limit)))  # of several budgets the least holds
 
-    def reached_limit(self):
+    def reached_limit(self) -> bool:
         """Whether the next step would be skipped."""
         if self.event_in_force is None:
             return False
         due = int(self._position.due(self._plan.steps_per_count))
         return int(self.ledger.counter(self.event_in_force).numpy()) + due > int(self._limit)
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, Tensor]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self._checked_inputs(x)
         self._certify_new_weights()
@@ -468,11 +501,11 @@ class PrivateModel:
             _refuse(self._who(), f"inputs of shape {expected}", received, "Reshape the data, or state their shape.")
         return tf.ensure_shape(tf.cast(x, self.compute_dtype), expected)
 
-    def update_loss(self, value, count):
+    def update_loss(self, value: Tensor, count: Tensor) -> None:
         """Adds a batch's mean loss to the average that Keras logs."""
         self._loss_tracker.update_state(value, sample_weight=count)
 
-    def add_noise(self, gradients, stddevs):
+    def add_noise(self, gradients: Sequence[Tensor], stddevs: Sequence[Bound]) -> list[Tensor]:
         """Adds fresh Gaussian noise to each tensor.
 
         Args:
@@ -494,7 +527,7 @@ class PrivateModel:
         if self._certified is None or not self._certified.cover(self._constrained()):
             self.restore_constraints()
 
-    def restore_constraints(self):
+    def restore_constraints(self) -> None:
         """Projects every constrained weight that is outside its set; the others keep their values."""
         variables = self._constrained()
         for variable in variables:
@@ -506,15 +539,15 @@ class PrivateModel:
             self._certified = CertifiedWeights(variables)
             self._graphs.functions.clear()  # the graph of a step captures the copies
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
         super().set_weights(weights)
         self.restore_constraints()
 
-    def load_weights(self, *args, **kwargs):
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
         super().load_weights(*args, **kwargs)
         self.restore_constraints()
 
-    def save(self, filepath, *args, **kwargs):
+    def save(self, filepath: PathLike, *args: Any, **kwargs: Any) -> None:
         """As in Keras, to a `.keras` file: the older HDF5 format has no place for the ledger and is refused."""
         if str(filepath).endswith((".h5", ".hdf5")):
             _refuse(
@@ -522,12 +555,12 @@ class PrivateModel:
             )
         super().save(filepath, *args, **kwargs)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         super().save_own_variables(store)
         store["ledger"] = np.frombuffer(self.ledger.to_json().encode(), dtype=np.uint8)
         store["noise_draws"] = self._noise_source.draws.numpy()
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         super().load_own_variables({key: store[key] for key in store.keys() if key.isdigit()})
         if "ledger" in store:
             self.ledger.merge_json(np.asarray(store["ledger"]).tobytes().decode(), "ledger")
@@ -565,7 +598,9 @@ class PrivateModel:
         radius = output_gradient_bound(self)
         return per_example_gradient_norms(self, self.loss_function, radius, data)
 
-    def signal_to_noise_elementwise(self, data, warn=True):
+    def signal_to_noise_elementwise(
+        self, data: tuple[Tensor, ...], warn: bool = True
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, float]]:
         """Gradient norm of each example over its bound: how tight the bounds are.
 
         Reads private data, uncovered by epsilon: for studies on public data, or not to be released.
@@ -583,7 +618,9 @@ class PrivateModel:
         norms = dict(zip(self._keys(), each.T, strict=True))
         return {key: norm / bounds[key] for key, norm in norms.items()}, norms, bounds
 
-    def signal_to_noise_average(self, data, warn=True):
+    def signal_to_noise_average(
+        self, data: tuple[Tensor, ...], warn: bool = True
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         """Norm of the batch-mean gradient over the bound for one example.
 
         Reads private data, uncovered by epsilon: for studies on public data, or not to be released.

@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import keras
 
 from deel.lipdp import _checks, _scalars
+from deel.lipdp._types import Bound, Shape
 from deel.lipdp.layers import DP_BoundedInput, DP_ClipGradient, DP_InputLayer, DPLayer
 
 __all__ = [
@@ -44,26 +47,26 @@ class LayerCall:
         layer: the layer.
         inputs, outputs: tuples of hashable names, one for each tensor that goes in or comes out. Tensors of different
             calls are the same if their names are.
-        input_shapes: tuple of shapes, with the batch axis, one for each input.
+        input_shapes: tuple of shapes, with the batch axis, one for each input; None where a layer before is not built.
     """
 
     layer: keras.layers.Layer
-    inputs: tuple
-    outputs: tuple
-    input_shapes: tuple
+    inputs: tuple[Hashable, ...]
+    outputs: tuple[Hashable, ...]
+    input_shapes: tuple[Shape | None, ...]
 
 
-def variable_key(layer, variable):
+def variable_key(layer: keras.layers.Layer, variable: keras.Variable) -> str:
     """The name of a variable in every dict of bounds, coefficients and norms: `"<layer.name>/<variable.name>"`."""
     return f"{layer.name}/{variable.name}"
 
 
-def single(values):
+def single(values: Sequence[Any]) -> Any:
     """The one value, or the tuple of several: what a layer's methods take and return."""
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def several(value):
+def several(value: Any) -> Sequence[Any]:
     """The tuple or list itself, or the one value as a tuple."""
     return value if isinstance(value, (tuple, list)) else (value,)
 
@@ -122,7 +125,7 @@ def _check_shapes(call):
         )
 
 
-def check_call(call):
+def check_call(call: LayerCall) -> None:
     """Refuses a use of a layer for which its bounds do not hold.
 
     Raises:
@@ -159,7 +162,7 @@ def _check_guards(model, calls):
             )
 
 
-def check_model(model):
+def check_model(model: keras.Model) -> None:
     """Refuses a model whose gradients are not bounded by what its layers state.
 
     Raises:
@@ -184,7 +187,7 @@ def check_model(model):
     _check_guards(model, calls)
     for call in calls:
         check_call(call)
-    keys = {}
+    keys: dict[str, int] = {}
     for layer in layers:
         for variable in layer.trainable_variables:
             key = variable_key(layer, variable)
@@ -215,9 +218,10 @@ def check_model(model):
         )
 
 
-def output_gradient_bound_in_force(model):
+def output_gradient_bound_in_force(model: keras.Model) -> Bound:
     """As `output_gradient_bound`; a scalar tensor where the clip value moves."""
-    loss, last = getattr(model, "loss", None), model.layer_calls()[-1].layer
+    loss: Any = getattr(model, "loss", None)
+    last = model.layer_calls()[-1].layer
     bound = float(loss.get_L()) if hasattr(loss, "get_L") else math.inf
     if isinstance(last, DP_ClipGradient):
         bound = last.backpropagate_inputs(0.0, bound)
@@ -231,7 +235,7 @@ def output_gradient_bound_in_force(model):
     return bound
 
 
-def output_gradient_bound(model):
+def output_gradient_bound(model: keras.Model) -> float:
     """Largest norm of one example's gradient at the model's output: the radius of the step's logit guard.
 
     The loss's Lipschitz constant, or the clip value of a `DP_ClipGradient` that ends the model if that is smaller.
@@ -309,11 +313,11 @@ def _input_bounds(calls):
     return before
 
 
-def gradient_bounds_in_force(model):
+def gradient_bounds_in_force(model: keras.Model) -> dict[str, Bound]:
     """As `compute_gradient_bounds`, without its checks; scalar tensors where a clip value moves."""
     calls = model.layer_calls()
     reached = {calls[-1].outputs[0]: [_Cotangent(output_gradient_bound_in_force(model))]}
-    bounds = {}
+    bounds: dict[str, Bound] = {}
     for call, input_bound in zip(reversed(calls), reversed(_input_bounds(calls)), strict=True):
         at_outputs = [_Cotangent.total(reached.get(name) or [_Cotangent(0.0)]) for name in call.outputs]
         gradient = single([cotangent.bound for cotangent in at_outputs])
@@ -327,7 +331,7 @@ def gradient_bounds_in_force(model):
     return {key: bound * (1.0 + slack) for key, bound in bounds.items()}
 
 
-def rounding_slack(batch_size):
+def rounding_slack(batch_size: int) -> float:
     """What the bounds of a model include for rounding in single precision, relative: float."""
     return ROUNDING_SLACK * max(1.0, batch_size / _SLACK_BATCH) ** 1.5
 
@@ -348,7 +352,7 @@ def _at_inputs(call, input_bound, at_outputs):
     ]
 
 
-def compute_gradient_bounds(model):
+def compute_gradient_bounds(model: keras.Model) -> dict[str, float]:
     """Largest gradient that one example can cause, for each trainable variable.
 
     Args:

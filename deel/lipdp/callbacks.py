@@ -1,9 +1,13 @@
 """Callbacks: the accountant that prints and caps epsilon, and checkpoints that cannot forget what was spent."""
 
+from typing import Any, cast
+
 import keras
 
 from deel.lipdp import _checks, _reporting
+from deel.lipdp._types import LogFn
 from deel.lipdp.accounting import get_accountant, max_steps
+from deel.lipdp.accounting._types import AnyAccountant, Event
 from deel.lipdp.checkpoints import DP_BackupAndRestore
 from deel.lipdp.privacy import get_eps_delta
 
@@ -29,32 +33,34 @@ class DP_Accountant(keras.callbacks.Callback):
         ImportError: for `log_fn="wandb"` without wandb installed.
     """
 
-    def __init__(self, log_fn="all", accountant="rdp", epsilon_max=None):
+    def __init__(
+        self, log_fn: LogFn = "all", accountant: AnyAccountant = "rdp", epsilon_max: float | None = None
+    ) -> None:
         super().__init__()
         self._log = _reporting.resolve_log_fn(log_fn)
         self.accountant = get_accountant(accountant)  # one object: it keeps the curve of each event
         if epsilon_max is not None:
             epsilon_max = _checks.number("DP_Accountant", "epsilon_max", epsilon_max, above=0.0)
         self.epsilon_max = epsilon_max
-        self._priced = None  # what was spent when `update` last searched
+        self._priced: tuple[Any, ...] | None = None  # what was spent when `update` last searched
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._limited, self._priced = False, None
         if self.epsilon_max is not None:
             # Now, since a callback listed before this one may release something at the beginning of the first epoch.
             self.model.add_budget(self)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.epsilon_max is not None and not self._limited:
             self._limited = True
             self.update()  # a callback listed after this one may have restored what an earlier run has spent
 
-    def allows(self, event, count):
+    def allows(self, event: Event, count: int) -> bool:
         """Whether the budget has room for that many more of `event`: bool."""
         spent = [*self.model.ledger.entries(), (event, count)]
         return not self.model.ledger.seeded and self._price(spent) <= self.epsilon_max
 
-    def update(self):
+    def update(self) -> None:
         """Limits training to what the budget leaves after all that was counted until now."""
         model = self.model
         spent = (model.event_in_force, model.ledger.entries(), model.ledger.seeded)
@@ -63,7 +69,7 @@ class DP_Accountant(keras.callbacks.Callback):
             if not model.ledger.seeded:
                 self._left = max_steps(
                     model.event_in_force,
-                    self.epsilon_max,
+                    cast(float, self.epsilon_max),  # a budget has one
                     model.dp_parameters.delta,
                     spent=model.ledger.entries(),
                     accountant=self.accountant,
@@ -73,11 +79,11 @@ class DP_Accountant(keras.callbacks.Callback):
     def _price(self, entries):
         return self.accountant.epsilon(entries, self.model.dp_parameters.delta)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.epsilon_max is not None and self.model.reached_limit():
             self.model.stop_training = True
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         epsilon, delta = get_eps_delta(self.model, accountant=self.accountant)
         if logs is not None:
             logs.update(epsilon=epsilon, delta=delta)

@@ -7,10 +7,12 @@ import math
 import os
 import pathlib
 import shutil
+from typing import Any, Literal
 
 import keras
 
 from deel.lipdp import _checks
+from deel.lipdp._types import PathLike
 from deel.lipdp.ledger import sync_folder, write_durably
 
 __all__ = ["DP_BackupAndRestore"]
@@ -45,7 +47,14 @@ class DP_BackupAndRestore(keras.callbacks.Callback):
         OSError: while training, if a file cannot be written; the checkpoint before is kept.
     """
 
-    def __init__(self, backup_dir, save_freq="epoch", ahead=None, double_checkpoint=False, delete_checkpoint=True):
+    def __init__(
+        self,
+        backup_dir: PathLike,
+        save_freq: Literal["epoch"] | int = "epoch",
+        ahead: int | None = None,
+        double_checkpoint: bool = False,
+        delete_checkpoint: bool = True,
+    ) -> None:
         super().__init__()
         if not str(backup_dir):
             raise ValueError(_checks.message(_WHO, "backup_dir to be a folder", f"{backup_dir!r}", "Name one."))
@@ -58,7 +67,7 @@ class DP_BackupAndRestore(keras.callbacks.Callback):
         self._journal = self._folder / "ledger.json"
         self._generations = _Generations(self._folder, keep=2 if double_checkpoint else 1)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         model = self.model
         model._initial_epoch = None  # an earlier fit that was interrupted may have left it
         self._first_epoch, self._seen_at_start, self._unsaved = None, 0, 0
@@ -87,13 +96,13 @@ class DP_BackupAndRestore(keras.callbacks.Callback):
             self._seen_at_start = place["batch"]
         self._generations.clean()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._first_epoch is None:
             self._first_epoch = epoch
         self._epoch = epoch
         self._seen, self._seen_at_start = self._seen_at_start, 0
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         model = self.model
         steps_per_count = model.sampler.steps_per_count if model.sampler is not None else 1
         ahead = self.ahead
@@ -105,7 +114,7 @@ class DP_BackupAndRestore(keras.callbacks.Callback):
             math.ceil(ahead / steps_per_count),
         )
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         new = batch + 1 - self._seen
         if self.save_freq == "epoch" or new <= 0:  # a batch that the run before has trained on is no progress
             return
@@ -116,13 +125,13 @@ class DP_BackupAndRestore(keras.callbacks.Callback):
             ended = batches and self._seen >= batches
             self._save(*((self._epoch + 1, 0) if ended else (self._epoch, self._seen)))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # Of an epoch of unknown length, steps_per_execution may have counted more batches than there were.
         self.model.skip_steps(0)
         if self.save_freq == "epoch":
             self._save(epoch + 1, 0)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.model._initial_epoch = None
         self.model.ledger.close_journal()
         if self.delete_checkpoint:

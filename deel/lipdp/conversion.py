@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+from typing import Literal, TypeAlias
 
 import keras
 from keras import ops
@@ -10,8 +11,12 @@ from deel.lipdp import _checks, _replacements
 from deel.lipdp._replacements import Refusal, Replacement, Site
 from deel.lipdp.layers import DP_BoundedInput
 from deel.lipdp.model import DP_Model, DP_Sequential
+from deel.lipdp.parameters import DatasetMetadata, DPParameters
 
 __all__ = ["Conversion", "ConversionEntry", "ConversionError", "ConversionReport", "conversion_report", "convert"]
+
+ActivationPolicy: TypeAlias = Literal["keep", "group_sort", "abs"]
+BiasPolicy: TypeAlias = Literal["keep", "drop"]
 
 _NOTE_WIDTH = 56
 
@@ -33,12 +38,12 @@ class ConversionEntry:
 
     layer: str
     from_class: str
-    to_classes: tuple
+    to_classes: tuple[str, ...]
     note: str
     converted: bool = True
 
 
-class ConversionReport(tuple):
+class ConversionReport(tuple[ConversionEntry, ...]):
     """The `ConversionEntry` of each layer of the source model, once each, in the order of the graph.
 
     `str` makes a table of it.
@@ -48,7 +53,7 @@ class ConversionReport(tuple):
     """
 
     @property
-    def refused(self):
+    def refused(self) -> tuple[ConversionEntry, ...]:
         """tuple of `ConversionEntry`, those that could not be converted."""
         return tuple(entry for entry in self if not entry.converted)
 
@@ -70,7 +75,7 @@ class ConversionError(ValueError):
         report: `ConversionReport`, kept as an attribute.
     """
 
-    def __init__(self, report):
+    def __init__(self, report: ConversionReport) -> None:
         self.report = report
         reasons = [f"  {entry.layer} ({entry.from_class}): {entry.note}" for entry in report.refused]
         count = f"{len(reasons)} of {len(report)} layers cannot be converted:"
@@ -86,7 +91,7 @@ class Conversion:
         report: `ConversionReport`.
     """
 
-    model: keras.Model
+    model: DP_Sequential | DP_Model
     report: ConversionReport
 
     def __str__(self):
@@ -94,16 +99,16 @@ class Conversion:
 
 
 def convert(
-    model,
+    model: keras.Model,
     *,
-    dp_parameters,
-    dataset_metadata,
-    upper_bound=None,
-    transfer_weights=True,
-    activation="keep",
-    bias="keep",
-    debug=False,
-):
+    dp_parameters: DPParameters,
+    dataset_metadata: DatasetMetadata,
+    upper_bound: float | None = None,
+    transfer_weights: bool = True,
+    activation: ActivationPolicy = "keep",
+    bias: BiasPolicy = "keep",
+    debug: bool = False,
+) -> Conversion:
     """Makes the private counterpart of a plain Keras model. The model itself stays as it is.
 
     Each layer is replaced by one with bounds, most often of another function: kernels have norm 1 at most, batch
@@ -159,7 +164,13 @@ def convert(
     return Conversion(DP_Model(inputs=walk.inputs, outputs=walk.outputs, **private), walk.report)
 
 
-def conversion_report(model, *, input_shape=None, activation="keep", bias="keep"):
+def conversion_report(
+    model: keras.Model,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    activation: ActivationPolicy = "keep",
+    bias: BiasPolicy = "keep",
+) -> ConversionReport:
     """Says what `convert` would do, and which layers it would refuse; raises nothing for them.
 
     Args:

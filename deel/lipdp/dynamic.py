@@ -8,6 +8,7 @@ before it is made: the first one too. A budget without room for an update keeps 
 import abc
 import logging
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +16,9 @@ import tensorflow as tf
 
 from deel.lipdp import _checks, _per_example, _reporting
 from deel.lipdp._training.tensorflow import per_example_losses
+from deel.lipdp._types import LogFn
 from deel.lipdp.accounting import GaussianStep, LaplaceStep, PoissonSampling
+from deel.lipdp.accounting._types import Event
 from deel.lipdp.layers import DP_ClipGradient
 from deel.lipdp.sampling import sampling_of
 
@@ -27,11 +30,11 @@ _logger = logging.getLogger(__name__)
 class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
     """Moves a clip value at the beginning of every `patience`-th epoch, the first included."""
 
-    def __init__(self, ds_train, patience, layer_name, log_fn):
+    def __init__(self, ds_train: tf.data.Dataset, patience: int, layer_name: str | None, log_fn: LogFn) -> None:
         super().__init__()
         who = type(self).__name__
-        self._sampler = sampling_of(ds_train)
-        if self._sampler is None or not isinstance(self._sampler.sampling, PoissonSampling):
+        sampler = sampling_of(ds_train)
+        if sampler is None or not isinstance(sampler.sampling, PoissonSampling):
             raise ValueError(
                 _checks.message(
                     who,
@@ -40,20 +43,21 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
                     "The updates look at Poisson batches of the training set, or they could not be priced.",
                 )
             )
+        self._sampler, self._sampling = sampler, sampler.sampling
         self.patience = _checks.integer(who, "patience", patience)
         self.layer_name = layer_name
         self._log = _reporting.resolve_log_fn(log_fn)
 
     @property
     @abc.abstractmethod
-    def event(self):
+    def event(self) -> Event:
         """The event of one update."""
 
     @abc.abstractmethod
     def _next_clip(self, clip_value, norms):
         """Returns the new clip value; the only place that looks at `norms`, one entry for each example."""
 
-    def planned_releases(self, epochs):
+    def planned_releases(self, epochs: int) -> list[tuple[Event, int]]:
         """What this callback releases in so many epochs of one `fit`.
 
         Args:
@@ -65,17 +69,17 @@ class _AdaptiveClipping(keras.callbacks.Callback, abc.ABC):
         return [(self.event, math.ceil(epochs / self.patience))]
 
     @property
-    def seeded(self):
+    def seeded(self) -> bool:
         """bool, whether the batches it looks at come from a seed that is not secret, which voids epsilon."""
         return self._sampler.seeded
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._layer = self._clip_layer()
-        self._first_epoch = None
+        self._first_epoch: int | None = None
         if self.seeded:  # before a budget is asked: none has room for what cannot be priced
             self.model.ledger.seeded = True
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._first_epoch is None:
             self._first_epoch = epoch
         if (epoch - self._first_epoch) % self.patience:
@@ -162,15 +166,15 @@ class AdaptiveQuantileClipping(_AdaptiveClipping):
 
     def __init__(
         self,
-        ds_train,
-        patience=1,
-        noise_multiplier=10.0,
-        quantile=0.9,
-        learning_rate=1.0,
+        ds_train: tf.data.Dataset,
+        patience: int = 1,
+        noise_multiplier: float = 10.0,
+        quantile: float = 0.9,
+        learning_rate: float = 1.0,
         *,
-        layer_name=None,
-        log_fn="logging",
-    ):
+        layer_name: str | None = None,
+        log_fn: LogFn = "logging",
+    ) -> None:
         super().__init__(ds_train, patience, layer_name, log_fn)
         who = type(self).__name__
         self.noise_multiplier = _checks.number(who, "noise_multiplier", noise_multiplier, above=0.0)
@@ -178,9 +182,9 @@ class AdaptiveQuantileClipping(_AdaptiveClipping):
         self.learning_rate = _checks.number(who, "learning_rate", learning_rate, above=0.0)
 
     @property
-    def event(self):
+    def event(self) -> GaussianStep:
         """`GaussianStep` of one update."""
-        return GaussianStep(self._sampler.sampling, self.noise_multiplier)
+        return GaussianStep(self._sampling, self.noise_multiplier)
 
     def _next_clip(self, clip_value, norms):
         sensitivity = 0.5
@@ -210,8 +214,16 @@ class LaplaceAdaptiveLossGradientClipping(_AdaptiveClipping):
     """
 
     def __init__(
-        self, ds_train, patience=1, epsilon=0.1, largest_norm=None, factor=1.0, *, layer_name=None, log_fn="logging"
-    ):
+        self,
+        ds_train: tf.data.Dataset,
+        patience: int = 1,
+        epsilon: float = 0.1,
+        largest_norm: float | None = None,
+        factor: float = 1.0,
+        *,
+        layer_name: str | None = None,
+        log_fn: LogFn = "logging",
+    ) -> None:
         super().__init__(ds_train, patience, layer_name, log_fn)
         who = type(self).__name__
         self.epsilon = _checks.number(who, "epsilon", epsilon, above=0.0)
@@ -221,11 +233,11 @@ class LaplaceAdaptiveLossGradientClipping(_AdaptiveClipping):
         self.factor = _checks.number(who, "factor", factor, above=0.0)
 
     @property
-    def event(self):
+    def event(self) -> LaplaceStep:
         """`LaplaceStep` of one update."""
-        return LaplaceStep(self._sampler.sampling, 1.0 / self.epsilon)
+        return LaplaceStep(self._sampling, 1.0 / self.epsilon)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._cut = self.largest_norm
         if self._cut is None:

@@ -10,6 +10,8 @@ import functools
 import hashlib
 import importlib.resources
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import keras
 import numpy as np
@@ -48,7 +50,7 @@ class SceneFeatures:
         TypeError, ValueError: for arguments out of range, and images of another shape.
     """
 
-    grid: int = 2
+    grid: Literal[1, 2, 4] = 2
     mirrored: bool = True
     bound = 1.0
 
@@ -56,11 +58,11 @@ class SceneFeatures:
         _checks.choice("SceneFeatures", "grid", self.grid, {1: 1, 2: 2, 4: 4})
 
     @property
-    def cache_key(self):
+    def cache_key(self) -> str:
         """str, changes with the settings and with the weights."""
         return f"{self!r} {hashlib.sha256(_weights_file().read_bytes()).hexdigest()}"
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         return by_batches(self._features, _checked_images("SceneFeatures", images, channels=(1, 3)))
 
     def _features(self, images):
@@ -114,11 +116,11 @@ class StrokeFeatures:
             _checks.integer("StrokeFeatures", name, getattr(self, name))
 
     @property
-    def cache_key(self):
+    def cache_key(self) -> str:
         """str, changes with the settings."""
         return repr(self)
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         images = _checked_images("StrokeFeatures", images, channels=(1,))
         if images.shape[1] != images.shape[2]:
             raise ValueError(_checks.message("StrokeFeatures", "square images", f"shape {images.shape}", ""))
@@ -151,7 +153,7 @@ class FourierFeatures:
     """
 
     units: int = 600
-    scales: tuple = (0.1, 0.3, 1.0)
+    scales: Sequence[float] = (0.1, 0.3, 1.0)
     compress: bool = False
     seed: int = 0
     bound = 1.0
@@ -172,11 +174,11 @@ class FourierFeatures:
             )
 
     @property
-    def cache_key(self):
+    def cache_key(self) -> str:
         """str, changes with the settings."""
         return repr(self)
 
-    def __call__(self, rows):
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
         rows = np.nan_to_num(np.asarray(rows, dtype="float64"), nan=0.0, posinf=0.0, neginf=0.0)
         if rows.ndim != 2 or not rows.size:
             raise ValueError(_checks.message("FourierFeatures", "rows (n, d), not empty", f"shape {rows.shape}", ""))
@@ -193,7 +195,7 @@ class FourierFeatures:
         return by_batches(features, rows)
 
 
-def deskew(images):
+def deskew(images: np.ndarray) -> np.ndarray:
     """Shears and shifts each image so that its mass is centred and its vertical axis upright.
 
     Args:
@@ -218,7 +220,7 @@ def deskew(images):
     return result
 
 
-def draw_strokes(count, size=28, seed=0):
+def draw_strokes(count: int, size: int = 28, seed: int = 0) -> np.ndarray:
     """Draws bright strokes of a pen on black: one or two smooth curves of one to three pieces in an image.
 
     Args:

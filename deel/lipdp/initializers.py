@@ -2,12 +2,15 @@
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Tensor
 
 __all__ = ["FourierWaves"]
 
@@ -44,15 +47,15 @@ class FourierWaves(keras.initializers.Initializer):
         Ruderman, Cronin, Chiao: Statistics of cone responses to natural images. 1998.
     """
 
-    def __init__(self, exponent=0.0, contrast=1.0):
+    def __init__(self, exponent: float = 0.0, contrast: float = 1.0) -> None:
         self.exponent = _checks.number("FourierWaves", "exponent", exponent, at_least=0.0, at_most=4.0)
         self.contrast = _checks.number("FourierWaves", "contrast", contrast, above=0.0, at_most=1e6)
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Tensor:
         kernel = _waves(tuple(shape), self.exponent, self.contrast)
         return ops.convert_to_tensor(kernel, dtype=dtype or keras.config.floatx())
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"exponent": self.exponent, "contrast": self.contrast}
 
 

@@ -7,10 +7,13 @@ import logging
 import os
 import pathlib
 import secrets
+from collections.abc import Mapping
 
 import keras
 
 from deel.lipdp import _checks
+from deel.lipdp._types import PathLike
+from deel.lipdp.accounting._types import Event
 from deel.lipdp.accounting.events import event_from_config, event_to_config
 
 __all__ = ["Ledger", "sync_folder", "write_durably"]
@@ -41,16 +44,16 @@ class Ledger:
             and it voids epsilon.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._identity = secrets.token_hex(8)
-        self._counters = {}
-        self._others = {}
+        self._counters: dict[Event, keras.Variable] = {}
+        self._others: dict[tuple[str, Event], int] = {}
         self.seeded = False
-        self._journal = None
-        self._reserved = {}  # event -> the own count that the journal states
+        self._journal: pathlib.Path | None = None
+        self._reserved: dict[Event, int] = {}  # event -> the own count that the journal states
         self._journal_seeded = False
 
-    def counter(self, event):
+    def counter(self, event: Event) -> keras.Variable:
         """The int64 variable that counts this ledger's own occurrences of `event`; made on first use."""
         if event not in self._counters:
             self._counters[event] = keras.Variable(
@@ -61,7 +64,7 @@ class Ledger:
     def _own_counts(self):
         return {event: int(variable.numpy()) for event, variable in self._counters.items()}
 
-    def entries(self):
+    def entries(self) -> list[tuple[Event, int]]:
         """list of (event, count), events without a count left out."""
         total = self._own_counts()
         for (_, event), count in self._others.items():
@@ -69,13 +72,13 @@ class Ledger:
         return [(event, count) for event, count in total.items() if count]
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """int, the counts of all events together; they are steps, but for events that are counted by the pass."""
         return sum(count for _, count in self.entries())
 
     # -- text ------------------------------------------------------------------------------------------------------
 
-    def to_json(self, reserved=None):
+    def to_json(self, reserved: Mapping[Event, int] | None = None) -> str:
         """The ledger as text.
 
         Args:
@@ -91,7 +94,7 @@ class Ledger:
         ]
         return json.dumps({"version": _VERSION, "seeded": self.seeded, "entries": entries}, indent=1)
 
-    def merge_json(self, text, source="ledger"):
+    def merge_json(self, text: str | bytes, source: str = "ledger") -> None:
         """Merges what `to_json` of this or another ledger wrote, of this version or an earlier one.
 
         Args:
@@ -130,26 +133,26 @@ class Ledger:
             )
         for identity, event, count in counts:
             if identity != self._identity:
-                key = (identity, event)
-                self._others[key] = max(self._others.get(key, 0), count)
+                other = (identity, event)
+                self._others[other] = max(self._others.get(other, 0), count)
             elif count > self._reserved.get(event, 0):  # else it is what this ledger itself has reserved
                 counter = self.counter(event)
                 counter.assign(max(int(counter.numpy()), count))
         self.seeded = self.seeded or seeded
 
-    def merge_file(self, path):
+    def merge_file(self, path: PathLike) -> None:
         """Merges a file that `write` made; a missing file is an empty ledger."""
         path = pathlib.Path(path)
         if path.exists():
             self.merge_json(path.read_bytes(), source=str(path))
 
-    def write(self, path):
+    def write(self, path: PathLike) -> None:
         """Writes the ledger to a file that is always whole."""
         write_durably(pathlib.Path(path), self.to_json())
 
     # -- journal ---------------------------------------------------------------------------------------------------
 
-    def open_journal(self, path):
+    def open_journal(self, path: PathLike) -> None:
         """Merges what a journal holds, and keeps it ahead of the ledger from now on, instead of an earlier one.
 
         Args:
@@ -163,7 +166,7 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._journal, self._reserved, self._journal_seeded = path, {}, False
 
-    def reserve(self, event, count, ahead=0):
+    def reserve(self, event: Event, count: int, ahead: int = 0) -> None:
         """Makes sure that the journal covers `count` more occurrences of `event` than are counted now.
 
         It writes only when it has to, and does nothing without a journal.
@@ -199,7 +202,7 @@ class Ledger:
             ) from error
         self._reserved, self._journal_seeded = reserved, seeded
 
-    def close_journal(self):
+    def close_journal(self) -> None:
         """Gives back what was reserved and not released, and stops writing. For a training that ended well."""
         if self._journal is None:
             return
@@ -210,7 +213,7 @@ class Ledger:
         self._journal, self._reserved = None, {}
 
 
-def write_durably(path, text):
+def write_durably(path: pathlib.Path, text: str) -> None:
     """Writes a file that is always whole, also after a kill or a power cut: a temporary name, fsync, rename, fsync.
 
     Args:
@@ -234,7 +237,7 @@ def write_durably(path, text):
     sync_folder(path.parent)
 
 
-def sync_folder(folder):
+def sync_folder(folder: pathlib.Path) -> None:
     """Makes the names in a folder durable, where the platform can: Windows and some network drives cannot.
 
     Args:

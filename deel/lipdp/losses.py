@@ -1,12 +1,14 @@
 """Losses that know their Lipschitz constant with respect to the logits, for one example."""
 
 import math
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks, _per_example
+from deel.lipdp._types import Tensor
 
 __all__ = [
     "DP_KCosineSimilarity",
@@ -19,6 +21,8 @@ __all__ = [
     "DP_TauCategoricalCrossentropy",
 ]
 
+ClassFrequencies: TypeAlias = list[float] | tuple[float, ...] | np.ndarray | None
+
 _ONE_HOT = ("one-hot labels", "Encode the labels with keras.utils.to_categorical.")
 
 
@@ -29,7 +33,7 @@ class DP_Loss(keras.losses.Loss):
     cannot exceed it; within the domain the projection changes nothing.
     """
 
-    def get_L(self):
+    def get_L(self) -> float:
         """float, the Lipschitz constant in the model's output, for one example and a label in the domain."""
         raise NotImplementedError(
             _checks.message(
@@ -53,7 +57,7 @@ def _check_labels(who, y_true, y_pred, kind, remedy):
 class _VectorLoss(DP_Loss):
     """A loss of outputs (batch, C), whose labels have that shape too, or (batch,) where C is 1."""
 
-    num_outputs = None  # C, where a constant depends on it and the user states it
+    num_outputs: int | None = None  # C, where a constant depends on it and the user states it
     _fewest_outputs = 1
     _labels = ("labels", "Give one label for each output.")
 
@@ -76,14 +80,14 @@ class _VectorLoss(DP_Loss):
 class _MeanOverOutputs(_VectorLoss):
     """A mean over the outputs: its constant depends on how many there are."""
 
-    def __init__(self, num_outputs, **kwargs):
+    def __init__(self, num_outputs: int | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if num_outputs is not None:
             who = type(self).__name__
             num_outputs = _checks.integer(who, "num_outputs", num_outputs, at_least=self._fewest_outputs)
         self.num_outputs = num_outputs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_outputs": self.num_outputs}
 
 
@@ -112,23 +116,23 @@ class DP_TauCategoricalCrossentropy(DP_Loss):
 
     def __init__(
         self,
-        tau=1.0,
-        reduction="sum_over_batch_size",
-        name="DP_TauCategoricalCrossentropy",
-        **kwargs,
-    ):
+        tau: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "DP_TauCategoricalCrossentropy",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(reduction=reduction, name=name, **kwargs)
         self.tau = _checks.number("DP_TauCategoricalCrossentropy", "tau", tau, above=0.0)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         _check_labels("DP_TauCategoricalCrossentropy", y_true, y_pred, *_ONE_HOT)
         log_probabilities = ops.log_softmax(self.tau * y_pred, axis=-1)
         return -ops.sum(y_true * log_probabilities, axis=-1) / self.tau
 
-    def get_L(self):
+    def get_L(self) -> float:
         return math.sqrt(2.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "tau": self.tau}
 
 
@@ -157,19 +161,26 @@ class DP_TauBCE(_MeanOverOutputs):
         TypeError, ValueError: for arguments out of range; when called, for another number of outputs or other shapes.
     """
 
-    def __init__(self, tau=1.0, num_outputs=None, reduction="sum_over_batch_size", name="DP_TauBCE", **kwargs):
+    def __init__(
+        self,
+        tau: float = 1.0,
+        num_outputs: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "DP_TauBCE",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_outputs, reduction=reduction, name=name, **kwargs)
         self.tau = _checks.number("DP_TauBCE", "tau", tau, above=0.0)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true = ops.clip(self._matched(y_true, y_pred), 0.0, 1.0)
         losses = ops.binary_crossentropy(y_true, self.tau * y_pred, from_logits=True)
         return ops.mean(losses, axis=-1) / self.tau
 
-    def get_L(self):
+    def get_L(self) -> float:
         return 1.0 / math.sqrt(self.num_outputs or 1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "tau": self.tau}
 
 
@@ -192,13 +203,19 @@ class DP_MeanAbsoluteError(_MeanOverOutputs):
         TypeError, ValueError: for arguments out of range; when called, for another number of outputs or other shapes.
     """
 
-    def __init__(self, num_outputs=None, reduction="sum_over_batch_size", name="DP_MeanAbsoluteError", **kwargs):
+    def __init__(
+        self,
+        num_outputs: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "DP_MeanAbsoluteError",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_outputs, reduction=reduction, name=name, **kwargs)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return ops.mean(ops.abs(y_pred - self._matched(y_true, y_pred)), axis=-1)
 
-    def get_L(self):
+    def get_L(self) -> float:
         return 1.0 / math.sqrt(self.num_outputs or 1)
 
 
@@ -223,20 +240,26 @@ class DP_KCosineSimilarity(_VectorLoss):
         TypeError, ValueError: for arguments out of range; when called, for labels of another shape than the logits.
     """
 
-    def __init__(self, K=1.0, reduction="sum_over_batch_size", name="DP_KCosineSimilarity", **kwargs):
+    def __init__(
+        self,
+        K: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "DP_KCosineSimilarity",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(reduction=reduction, name=name, **kwargs)
         self.K = _checks.number("DP_KCosineSimilarity", "K", K, at_least=1e-15)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true = _per_example.project_on_ball(self._matched(y_true, y_pred), 1.0)
         unit, norm, scale = _per_example.unit_scale(y_pred)
         shortened = ops.where(scale >= self.K / norm, unit / norm, y_pred / self.K)
         return -ops.sum(y_true * shortened, axis=-1)
 
-    def get_L(self):
+    def get_L(self) -> float:
         return 1.0 / self.K
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "K": self.K}
 
 
@@ -280,18 +303,23 @@ class DP_MulticlassHinge(_MeanOverOutputs):
     _labels = _ONE_HOT
 
     def __init__(
-        self, min_margin=1.0, num_outputs=None, reduction="sum_over_batch_size", name="DP_MulticlassHinge", **kwargs
-    ):
+        self,
+        min_margin: float = 1.0,
+        num_outputs: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "DP_MulticlassHinge",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_outputs, reduction=reduction, name=name, **kwargs)
         self.min_margin = _checks.number("DP_MulticlassHinge", "min_margin", min_margin, above=0.0)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return _hinge(self._matched(y_true, y_pred), y_pred, self.min_margin)
 
-    def get_L(self):
+    def get_L(self) -> float:
         return math.sqrt((self.num_outputs - 1) / self.num_outputs) if self.num_outputs else 1.0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "min_margin": self.min_margin}
 
 
@@ -359,12 +387,12 @@ class DP_MulticlassKR(_MeanOverOutputs):
 
     def __init__(
         self,
-        class_frequencies=None,
-        num_outputs=None,
-        reduction="sum_over_batch_size",
-        name="DP_MulticlassKR",
-        **kwargs,
-    ):
+        class_frequencies: ClassFrequencies = None,
+        num_outputs: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "DP_MulticlassKR",
+        **kwargs: Any,
+    ) -> None:
         frequencies = _public_frequencies(type(self).__name__, class_frequencies, num_outputs)
         super().__init__(len(frequencies), reduction=reduction, name=name, **kwargs)
         self.class_frequencies = frequencies
@@ -373,15 +401,15 @@ class DP_MulticlassKR(_MeanOverOutputs):
         """What a logit counts on its own class, and on another: two lists, one entry for each class."""
         return [1.0 / f for f in self.class_frequencies], [1.0 / (1.0 - f) for f in self.class_frequencies]
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true = self._matched(y_true, y_pred)
         positive, negative = (ops.convert_to_tensor(slopes, y_pred.dtype) for slopes in self._slopes())
         return ops.mean(((1 - y_true) * negative - y_true * positive) * y_pred, axis=-1)
 
-    def get_L(self):
+    def get_L(self) -> float:
         return _worst_label(*self._slopes())
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "class_frequencies": self.class_frequencies}
 
 
@@ -413,29 +441,29 @@ class DP_MulticlassHKR(DP_MulticlassKR):
 
     def __init__(
         self,
-        alpha=10.0,
-        min_margin=1.0,
-        class_frequencies=None,
-        num_outputs=None,
-        reduction="sum_over_batch_size",
-        name="DP_MulticlassHKR",
-        **kwargs,
-    ):
+        alpha: float = 10.0,
+        min_margin: float = 1.0,
+        class_frequencies: ClassFrequencies = None,
+        num_outputs: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "DP_MulticlassHKR",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(class_frequencies, num_outputs, reduction=reduction, name=name, **kwargs)
         self.alpha = _checks.number(
             "DP_MulticlassHKR", "alpha", alpha, at_least=0.0, remedy="For the hinge alone use DP_MulticlassHinge."
         )
         self.min_margin = _checks.number("DP_MulticlassHKR", "min_margin", min_margin, above=0.0)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return super().call(y_true, y_pred) + self.alpha * _hinge(y_true, y_pred, self.min_margin)
 
-    def get_L(self):
+    def get_L(self) -> float:
         positive, negative = self._slopes()
         others = len(positive) - 1
         return _worst_label([p + self.alpha * others for p in positive], [n + self.alpha for n in negative])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "alpha": self.alpha, "min_margin": self.min_margin}
 
 

@@ -1,5 +1,8 @@
 """Models whose `fit` is differentially private: `DP_Sequential` and `DP_Model`."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 # So that load_model finds every class and function of the library once this is imported.
@@ -9,6 +12,7 @@ import deel.lipdp.losses
 import deel.lipdp.optimizers  # noqa: F401
 from deel.lipdp import _checks
 from deel.lipdp._private_model import PrivateModel
+from deel.lipdp._types import Shape
 from deel.lipdp.bounds import LayerCall, compute_gradient_bounds
 from deel.lipdp.callbacks import DP_Accountant
 from deel.lipdp.layers import DPLayer
@@ -49,30 +53,39 @@ class DP_Sequential(PrivateModel, keras.Sequential):
         TypeError: for a layer without bounds.
     """
 
-    def __init__(self, layers=None, *, dp_parameters, dataset_metadata, debug=False, **kwargs):
+    def __init__(
+        self,
+        layers: Sequence[keras.layers.Layer] | None = None,
+        *,
+        dp_parameters: DPParameters,
+        dataset_metadata: DatasetMetadata,
+        debug: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self._check_arguments(dp_parameters, dataset_metadata)
         super().__init__(layers=layers, **kwargs)
         self._start(dp_parameters, dataset_metadata, debug)
 
-    def layers_forward_order(self):
+    def layers_forward_order(self) -> list[keras.layers.Layer]:
         """list of layers, from input to output."""
         return list(self.layers)
 
-    def layer_calls(self):
+    def layer_calls(self) -> tuple[LayerCall, ...]:
         """tuple of `LayerCall`, from input to output."""
-        calls, shape = [], (None, *self.dataset_metadata.input_shape)
+        calls: list[LayerCall] = []
+        shape: Shape | None = (None, *self.dataset_metadata.input_shape)
         for i, layer in enumerate(self.layers):
             calls.append(LayerCall(layer, (i,), (i + 1,), (shape,)))
             shape = layer.compute_output_shape(shape) if layer.built else None
         return tuple(calls)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("dtype", None)  # keras.Sequential takes none; each layer states its own
         return {**config, **self._private_config()}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "DP_Sequential":
         config = cls._deserialize_config(config)
         config["layers"] = [
             keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects) for layer in config["layers"]
@@ -124,8 +137,16 @@ class DP_Model(PrivateModel, keras.Model):
     """
 
     def __init__(
-        self, dp_layers=None, *, inputs=None, outputs=None, dp_parameters, dataset_metadata, debug=False, **kwargs
-    ):
+        self,
+        dp_layers: Sequence[keras.layers.Layer] | None = None,
+        *,
+        inputs: keras.KerasTensor | None = None,
+        outputs: keras.KerasTensor | None = None,
+        dp_parameters: DPParameters,
+        dataset_metadata: DatasetMetadata,
+        debug: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self._check_arguments(dp_parameters, dataset_metadata)
         if (dp_layers is None) == (inputs is None or outputs is None):
             raise TypeError(
@@ -185,15 +206,15 @@ class DP_Model(PrivateModel, keras.Model):
                     tuple(tuple(tensor.shape) for tensor in inputs),
                 )
 
-    def layer_calls(self):
+    def layer_calls(self) -> tuple[LayerCall, ...]:
         """tuple of `LayerCall`, each after those whose outputs it takes."""
         return self._calls
 
-    def layers_forward_order(self):
+    def layers_forward_order(self) -> list[keras.layers.Layer]:
         """list of layers, each once, from input to output."""
         return list({id(call.layer): call.layer for call in self._calls}.values())
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         graph = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
         return {
             "name": self.name,
@@ -203,7 +224,7 @@ class DP_Model(PrivateModel, keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "DP_Model":
         config = cls._deserialize_config(config)
         graph = keras.saving.deserialize_keras_object(config.pop("graph"), custom_objects=custom_objects)
         return cls(inputs=graph.inputs[0], outputs=graph.outputs[0], **config)

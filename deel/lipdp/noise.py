@@ -2,8 +2,12 @@
 size."""
 
 import math
+from collections.abc import Mapping, Sequence
+
+import keras
 
 from deel.lipdp import _checks, _scalars
+from deel.lipdp._types import Bound, Strategy, Tensor
 from deel.lipdp.bounds import compute_gradient_bounds, variable_key
 from deel.lipdp.parameters import STRATEGIES
 
@@ -47,7 +51,9 @@ def _optimal_coefs(model, gradient_bounds):
 _COEFS = {"per-layer": _layer_coefs, "global": _global_coefs, "optimal": _optimal_coefs}
 
 
-def get_noise_multiplier_coefs(model, gradient_bounds=None):
+def get_noise_multiplier_coefs(
+    model: keras.Model, gradient_bounds: Mapping[str, Bound] | None = None
+) -> dict[str, Bound]:
     """Factor of each variable's noise multiplier under the model's strategy.
 
     The noise on the summed gradient of variable k has stddev `noise_multiplier * coef_k * bound_k`.
@@ -67,7 +73,7 @@ def _relative_precision(nm_coefs):
     return math.sqrt(sum(1.0 / coef**2 for coef in nm_coefs.values()))
 
 
-def joint_noise_multiplier(model, gradient_bounds=None):
+def joint_noise_multiplier(model: keras.Model, gradient_bounds: Mapping[str, Bound] | None = None) -> float:
     """Noise multiplier of the one Gaussian mechanism that a step is: what an accountant sees.
 
     Scaling each variable's gradient by its noise turns the step into one Gaussian mechanism of sensitivity
@@ -80,7 +86,7 @@ def joint_noise_multiplier(model, gradient_bounds=None):
     return parameters.noise_multiplier / _relative_precision(coefs)
 
 
-def noise_multiplier_for(joint, strategy, nm_coefs):
+def noise_multiplier_for(joint: float, strategy: Strategy, nm_coefs: Mapping[str, float]) -> float:
     """The `noise_multiplier` to declare so that the joint one is `joint`.
 
     Args:
@@ -116,7 +122,12 @@ def _noisify(model, stddevs, trainable_vars, gradients):
     return model.add_noise(gradients, scales)
 
 
-def local_noisify(model, gradient_bounds, trainable_vars, gradients):
+def local_noisify(
+    model: keras.Model,
+    gradient_bounds: Mapping[str, Bound],
+    trainable_vars: Sequence[keras.Variable],
+    gradients: Sequence[Tensor],
+) -> list[Tensor]:
     """Adds to each gradient noise in proportion to its own bound. Every call draws fresh noise; it is not counted.
 
     Args:
@@ -132,7 +143,12 @@ def local_noisify(model, gradient_bounds, trainable_vars, gradients):
     return _noisify(model, noise_stddevs(model, gradient_bounds), trainable_vars, gradients)
 
 
-def global_noisify(model, gradient_bounds, trainable_vars, gradients):
+def global_noisify(
+    model: keras.Model,
+    gradient_bounds: Mapping[str, Bound],
+    trainable_vars: Sequence[keras.Variable],
+    gradients: Sequence[Tensor],
+) -> list[Tensor]:
     """As `local_noisify`, with one stddev for all: `noise_multiplier * sqrt(sum of bounds^2) / B`."""
     stddevs = noise_stddevs(model, gradient_bounds, _global_coefs(model, gradient_bounds))
     return _noisify(model, stddevs, trainable_vars, gradients)

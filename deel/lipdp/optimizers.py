@@ -1,8 +1,12 @@
 """What is done with gradients after the noise, free of any cost in privacy."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Tensor
 
 __all__ = ["LayerwiseSGD"]
 
@@ -26,7 +30,13 @@ class LayerwiseSGD(keras.optimizers.SGD):
             variable belongs to a layer that `factors` names.
     """
 
-    def __init__(self, learning_rate=0.01, *, factors, **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], float] = 0.01,
+        *,
+        factors: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         if not isinstance(factors, dict):
             received = f"factors={factors!r}"
@@ -36,7 +46,7 @@ class LayerwiseSGD(keras.optimizers.SGD):
             for name, factor in factors.items()
         }
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         names = [_layer_name(variable) for variable in variables]
         unknown = sorted(set(self.factors) - set(names))
         if unknown:
@@ -51,11 +61,11 @@ class LayerwiseSGD(keras.optimizers.SGD):
         super().build(variables)
         self._factors = [self.factors.get(name, 1.0) for name in names]
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         factor = self._factors[self._get_variable_index(variable)]
         super().update_step(gradient, variable, factor * learning_rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "factors": dict(self.factors)}
 
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Strategy
 
 __all__ = ["DPParameters", "DatasetMetadata", "STRATEGIES"]
 
@@ -38,7 +41,7 @@ class DPParameters:
         ValueError: for a number out of range, or for secure noise from a seed.
     """
 
-    noisify_strategy: str
+    noisify_strategy: Strategy
     noise_multiplier: float
     delta: float
     noise_seed: int | None = None
@@ -90,15 +93,15 @@ class DatasetMetadata:
         ValueError: for a number out of range or an unknown sampling.
     """
 
-    input_shape: tuple
+    input_shape: tuple[int, ...]
     nb_samples_train: int
     batch_size: int
     max_norm: float
     nb_classes: int | None = None
     nb_samples_test: int | None = None
-    class_names: tuple | None = None
-    nb_steps_per_epochs: int | None = None
-    sampling: str | None = None
+    class_names: Sequence[str] | None = None
+    nb_steps_per_epochs: int | Any = None  # Any for the None that it may be made with, and then is not
+    sampling: Literal["poisson", "shuffled", "undeclared"] | None = None
 
     def __post_init__(self):
         who = "DatasetMetadata"

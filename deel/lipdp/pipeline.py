@@ -2,11 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
+import keras
 import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from deel.lipdp import _adbench, _checks, _datasets
 from deel.lipdp._front_end import through_front_end
+from deel.lipdp._types import BoundedMap, PathLike
 from deel.lipdp.bounds import LARGEST_ACTIVATION
 from deel.lipdp.parameters import DatasetMetadata
 from deel.lipdp.sampling import poisson_batches
@@ -23,8 +29,13 @@ __all__ = [
     "prepare_tabular_data",
 ]
 
+Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
+FrontEnd: TypeAlias = Sequence[keras.layers.Layer | BoundedMap]
+ColorSpace: TypeAlias = Literal["RGB", "grayscale", "HSV", "YIQ", "YUV"]
+DeclaredSampling: TypeAlias = Literal["poisson", "undeclared"] | None
 
-def default_delta_value(metadata):
+
+def default_delta_value(metadata: DatasetMetadata) -> float:
     """Proposes delta: the largest power of ten that is at most 1 / (1.1 n).
 
     A mechanism that publishes one record at random satisfies (0, 1/n)-differential privacy, so delta has to stay below
@@ -44,7 +55,7 @@ def default_delta_value(metadata):
     return float(f"1e-{digits}")
 
 
-def bound_clip_value(value):
+def bound_clip_value(value: float) -> BoundedMap:
     """Makes a function that projects each example on the ball of radius `value`; examples inside stay as they are.
 
     Args:
@@ -57,7 +68,7 @@ def bound_clip_value(value):
     return _ClipToBall(_checks.number("bound_clip_value", "value", value, above=0.0))
 
 
-def bound_normalize(value=1.0, center=False):
+def bound_normalize(value: float = 1.0, center: bool = False) -> BoundedMap:
     """Makes a function that scales each example to norm `value`; an example of zeros stays so.
 
     Args:
@@ -75,7 +86,7 @@ def bound_normalize(value=1.0, center=False):
 class _ClipToBall:
     bound: float
 
-    def __call__(self, x):
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         rows, peaks = _rows(x)
         units = rows / peaks
         norms = _norms(units)
@@ -90,7 +101,7 @@ class _ScaleToSphere:
     bound: float
     center: bool = False
 
-    def __call__(self, x):
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         rows, peaks = _rows(x)
         units = rows / peaks
         if self.center:
@@ -138,10 +149,10 @@ class ImageData:
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
-    class_names: tuple
+    class_names: tuple[str, ...]
     max_norm: float
 
-    def hold_out(self, fraction):
+    def hold_out(self, fraction: float) -> tuple[Examples, Examples]:
         """Splits the training set in two, always the same way: the split depends on n and on nothing in the records.
 
         Args:
@@ -171,7 +182,14 @@ def _split(who, x, y, fraction, seed):
     return (x[kept], y[kept]), (x[held], y[held])
 
 
-def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fct=None, front_end=(), cache_dir=None):
+def load_images(
+    dataset_name: str = "digits",
+    data_dir: PathLike | None = None,
+    colorspace: ColorSpace = "RGB",
+    bound_fct: BoundedMap | None = None,
+    front_end: FrontEnd = (),
+    cache_dir: PathLike | None = None,
+) -> ImageData:
     """Loads an image data set as arrays, in a colour space and with bounded norms.
 
     Args:
@@ -240,18 +258,18 @@ def load_images(dataset_name="digits", data_dir=None, colorspace="RGB", bound_fc
 
 
 def load_and_prepare_images_data(
-    dataset_name="digits",
-    batch_size=256,
-    colorspace="RGB",
-    bound_fct=None,
+    dataset_name: str = "digits",
+    batch_size: int = 256,
+    colorspace: ColorSpace = "RGB",
+    bound_fct: BoundedMap | None = None,
     *,
-    front_end=(),
-    cache_dir=None,
-    sampling="poisson",
-    data_dir=None,
-    validation_fraction=0.0,
-    seed=None,
-):
+    front_end: FrontEnd = (),
+    cache_dir: PathLike | None = None,
+    sampling: DeclaredSampling = "poisson",
+    data_dir: PathLike | None = None,
+    validation_fraction: float = 0.0,
+    seed: int | None = None,
+) -> tuple[tf.data.Dataset, tf.data.Dataset, DatasetMetadata]:
     """Loads images and makes the data sets for `fit` and `evaluate`; `load_images` followed by a sampler.
 
     Args:
@@ -280,7 +298,9 @@ def load_and_prepare_images_data(
     return _prepared(train, test, batch_size, sampling, seed, facts)
 
 
-def load_adbench_data(dataset_name, data_dir=None, test_fraction=0.2):
+def load_adbench_data(
+    dataset_name: str, data_dir: PathLike | None = None, test_fraction: float = 0.2
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Loads a table of the ADBench collection (anomaly detection with known anomalies) and splits it.
 
     Args:
@@ -303,18 +323,18 @@ def load_adbench_data(dataset_name, data_dir=None, test_fraction=0.2):
 
 
 def prepare_tabular_data(
-    x_train,
-    y_train,
-    x_test,
-    y_test,
-    batch_size=256,
-    bound_fct=None,
+    x_train: ArrayLike,
+    y_train: ArrayLike,
+    x_test: ArrayLike,
+    y_test: ArrayLike,
+    batch_size: int = 256,
+    bound_fct: BoundedMap | None = None,
     *,
-    front_end=(),
-    sampling="poisson",
-    validation_fraction=0.0,
-    seed=None,
-):
+    front_end: FrontEnd = (),
+    sampling: DeclaredSampling = "poisson",
+    validation_fraction: float = 0.0,
+    seed: int | None = None,
+) -> tuple[tf.data.Dataset, tf.data.Dataset, DatasetMetadata]:
     """Bounds the norm of the rows of a table and makes the data sets for `fit` and `evaluate`.
 
     Args:
@@ -383,13 +403,9 @@ def _prepared(train, test, batch_size, sampling, seed, facts):
 
 
 def _batches(x, y, batch_size):
-    import tensorflow as tf
-
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 def _shuffled_batches(x, y, batch_size, seed=None):
-    import tensorflow as tf
-
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)

@@ -1,6 +1,10 @@
 """From a model to its epsilon: what its ledger has counted, or what a plan would cost."""
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
 
 from deel.lipdp import _checks
 from deel.lipdp.accounting import (
@@ -10,18 +14,22 @@ from deel.lipdp.accounting import (
     UndeclaredSampling,
     compute_epsilon,
 )
+from deel.lipdp.accounting._types import AnyAccountant, Event, Relation
 from deel.lipdp.noise import joint_noise_multiplier
+from deel.lipdp.parameters import DatasetMetadata
 
 __all__ = ["get_eps_delta", "plan_is_seeded", "planned_entries", "planned_releases"]
 
-_SAMPLINGS = {
+_SAMPLINGS: dict[str | None, Callable[[DatasetMetadata], Any]] = {
     "poisson": lambda metadata: PoissonSampling(metadata.batch_size / metadata.nb_samples_train),
     "shuffled": lambda metadata: ShuffledSampling(),
     None: lambda metadata: UndeclaredSampling(),
 }
 
 
-def planned_entries(model, epochs, callbacks=()):
+def planned_entries(
+    model: keras.Model, epochs: int, callbacks: Iterable[keras.callbacks.Callback] = ()
+) -> list[tuple[Event, int]]:
     """What a `fit` of a model would put into its ledger, under the sampling its metadata declare.
 
     Args:
@@ -39,13 +47,13 @@ def planned_entries(model, epochs, callbacks=()):
     return [step, *planned_releases(epochs, callbacks)]
 
 
-def planned_releases(epochs, callbacks):
+def planned_releases(epochs: int, callbacks: Iterable[keras.callbacks.Callback]) -> list[tuple[Event, int]]:
     """list of `(event, count)`: what callbacks release in so many epochs. Arguments: see `planned_entries`."""
     plans = (callback.planned_releases for callback in callbacks if hasattr(callback, "planned_releases"))
     return [release for plan in plans for release in plan(epochs)]
 
 
-def plan_is_seeded(model, callbacks=()):
+def plan_is_seeded(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback] = ()) -> bool:
     """Whether noise or batches come from a seed that is not secret: bool. It voids epsilon.
 
     Args:
@@ -55,7 +63,14 @@ def plan_is_seeded(model, callbacks=()):
     return known or any(getattr(callback, "seeded", False) for callback in callbacks)
 
 
-def get_eps_delta(model, epochs=None, accountant="rdp", *, relation=None, callbacks=()):
+def get_eps_delta(
+    model: keras.Model,
+    epochs: int | None = None,
+    accountant: AnyAccountant = "rdp",
+    *,
+    relation: Relation | None = None,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+) -> tuple[float, float]:
     """Privacy spent by a model, or by a plan.
 
     Args:

@@ -1,7 +1,7 @@
 """Settings that work out of the box, as data, and the model they describe. `lipdp train` starts from them."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -11,6 +11,7 @@ from deel.lipdp.initializers import FourierWaves
 from deel.lipdp.losses import DP_TauCategoricalCrossentropy
 from deel.lipdp.model import DP_Sequential
 from deel.lipdp.optimizers import LayerwiseSGD
+from deel.lipdp.parameters import DatasetMetadata, DPParameters
 
 __all__ = ["FRONT_ENDS", "RECIPES", "Recipe", "build_model"]
 
@@ -81,7 +82,7 @@ RECIPES = {
 }
 
 
-def build_model(recipe, dp_parameters, dataset_metadata):
+def build_model(recipe: Recipe, dp_parameters: DPParameters, dataset_metadata: DatasetMetadata) -> DP_Sequential:
     """Builds and compiles the model of a recipe.
 
     Args:
@@ -96,8 +97,8 @@ def build_model(recipe, dp_parameters, dataset_metadata):
     factors = {}
     if recipe.front_end is None:
         stack += _waves(recipe)
-        factors["waves"] = recipe.convolution_rate  # checked above
-    stack.append(layers.DP_ContractiveDense(dataset_metadata.nb_classes, name="logits"))
+        factors["waves"] = cast(float, recipe.convolution_rate)  # checked above
+    stack.append(layers.DP_ContractiveDense(cast(int, dataset_metadata.nb_classes), name="logits"))
     stack.append(layers.DP_ClipGradient(recipe.clip_value))
     model = DP_Sequential(stack, dp_parameters=dp_parameters, dataset_metadata=dataset_metadata)
     schedule = keras.optimizers.schedules.PolynomialDecay(

@@ -5,11 +5,16 @@ training", 2018). Where a layer is steeper on small inputs than on large ones, a
 counts is how steep it is near the example.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Tensor
 from deel.lipdp.bounds import check_model, several, single
 from deel.lipdp.layers import DP_ClipGradient
 
@@ -39,14 +44,20 @@ class CertifiedAccuracy(keras.metrics.Metric):
         TypeError, ValueError: for arguments out of range, and for labels or logits of another shape.
     """
 
-    def __init__(self, radius, lipschitz_constant=1.0, name="certified_accuracy", dtype=None):
+    def __init__(
+        self,
+        radius: float,
+        lipschitz_constant: float = 1.0,
+        name: str = "certified_accuracy",
+        dtype: str | None = None,
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         who = type(self).__name__
         self.radius = _checks.number(who, "radius", radius, at_least=0.0)
         self.lipschitz_constant = _checks.number(who, "lipschitz_constant", lipschitz_constant, above=0.0)
         self._mean = keras.metrics.Mean(dtype=self.dtype)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> None:
         y_true, y_pred = ops.cast(y_true, self.dtype) > 0.5, ops.cast(y_pred, self.dtype)
         _check_classes(f"{type(self).__name__} '{self.name}'", y_true.shape[1:], y_pred.shape[1:])
         own = ops.sum(ops.where(y_true, y_pred, 0.0), axis=-1)
@@ -55,17 +66,19 @@ class CertifiedAccuracy(keras.metrics.Metric):
         certain = one_label & ops.isfinite(lead) & (lead > 2**0.5 * self.lipschitz_constant * self.radius)
         self._mean.update_state(ops.cast(certain, self.dtype), sample_weight)
 
-    def result(self):
+    def result(self) -> Tensor:
         return self._mean.result()
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         self._mean.reset_state()
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "radius": self.radius, "lipschitz_constant": self.lipschitz_constant}
 
 
-def certified_accuracy(model, x, y, radii, batch_size=256):
+def certified_accuracy(
+    model: keras.Model, x: np.ndarray, y: ArrayLike, radii: Iterable[float], batch_size: int = 256
+) -> np.ndarray:
     """Share of examples that the model classifies right whatever is added to them, for each radius of the perturbation.
 
     Bounds: Euclidean norm, one example. Each layer says how far its output moves at most when its input moves by so

@@ -9,11 +9,15 @@ import functools
 import itertools
 import math
 import os
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Tensor
 from deel.lipdp.accounting.events import PoissonSampling, ShuffledSampling
 
 __all__ = [
@@ -25,6 +29,8 @@ __all__ = [
     "sampling_of",
     "shuffled_batches",
 ]
+
+MapFn: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _MARK = "_lipdp_sampler"
 
@@ -64,7 +70,7 @@ class AugmultConfig:
     """
 
     multiplicity: int
-    augment: object = None
+    augment: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "multiplicity", _checks.integer("AugmultConfig", "multiplicity", self.multiplicity))
@@ -75,7 +81,7 @@ class AugmultConfig:
                 )
             )
 
-    def views(self, x, y, seed):
+    def views(self, x: Tensor, y: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         """Makes the views of a batch.
 
         Args:
@@ -139,7 +145,16 @@ class Sampler:
         draws: callable, the row numbers and the seed for views of each batch of the next pass.
     """
 
-    def __init__(self, sampling, num_examples, batch_size, steps, arrays, seed=None, multiplicity=1):
+    def __init__(
+        self,
+        sampling: PoissonSampling | ShuffledSampling,
+        num_examples: int,
+        batch_size: int,
+        steps: int,
+        arrays: tuple[Tensor, Tensor],
+        seed: int | None = None,
+        multiplicity: int = 1,
+    ) -> None:
         self.sampling = sampling
         self.num_examples = num_examples
         self.batch_size = batch_size
@@ -156,11 +171,11 @@ class Sampler:
     def __getstate__(self):
         raise TypeError("A Sampler holds private data and cannot be copied or pickled.")
 
-    def seek(self, pass_number):
+    def seek(self, pass_number: int) -> None:
         """Makes the next pass the one of that number, for a seeded study that resumes; others draw anew anyway."""
         self.draws.passes = itertools.count(pass_number)
 
-    def draw_batch(self):
+    def draw_batch(self) -> tuple[Tensor, Tensor]:
         """Draws one batch besides those of the passes, without augmentation.
 
         Returns:
@@ -181,7 +196,8 @@ class Sampler:
         generator = _generator(self._seed, next(self._singles))
         [rows] = _poisson_rows(generator, self.num_examples, self.batch_size, 1)
         with tf.device("CPU:0"):
-            return tuple(tf.gather(array, rows) for array in self._arrays)
+            x, y = (tf.gather(array, rows) for array in self._arrays)
+        return x, y
 
 
 class _Draws:
@@ -218,7 +234,17 @@ def _shuffled_rows(generator, n, batch_size, steps):
 _DRAW = {PoissonSampling.name: _poisson_rows, ShuffledSampling.name: _shuffled_rows}
 
 
-def poisson_batches(x, y, batch_size, *, steps=None, map_fn=None, augmult=None, padded=False, seed=None):
+def poisson_batches(
+    x: ArrayLike,
+    y: ArrayLike,
+    batch_size: int,
+    *,
+    steps: int | None = None,
+    map_fn: MapFn | None = None,
+    augmult: AugmultConfig | None = None,
+    padded: bool = False,
+    seed: int | None = None,
+) -> tf.data.Dataset:
     """Makes batches that each example enters independently, ready for `model.fit`.
 
     The size of a batch varies around `batch_size` and can be 0: a Poisson batch with nobody in it still is a step.
@@ -254,14 +280,22 @@ def poisson_batches(x, y, batch_size, *, steps=None, map_fn=None, augmult=None, 
     (0.1, 10)
     """
     who = "poisson_batches"
-    x, y, batch_size = _checked_arrays(who, x, y, batch_size)
-    steps = math.ceil(len(x) / batch_size) if steps is None else _checks.integer(who, "steps", steps)
-    capacity = _capacity(batch_size, len(x)) if padded else None
-    sampling = PoissonSampling(batch_size / len(x))
-    return _batches(who, x, y, batch_size, steps, sampling, map_fn, augmult, capacity, seed)
+    inputs, labels, batch_size = _checked_arrays(who, x, y, batch_size)
+    steps = math.ceil(len(inputs) / batch_size) if steps is None else _checks.integer(who, "steps", steps)
+    capacity = _capacity(batch_size, len(inputs)) if padded else None
+    sampling = PoissonSampling(batch_size / len(inputs))
+    return _batches(who, inputs, labels, batch_size, steps, sampling, map_fn, augmult, capacity, seed)
 
 
-def shuffled_batches(x, y, batch_size, *, map_fn=None, augmult=None, seed=None):
+def shuffled_batches(
+    x: ArrayLike,
+    y: ArrayLike,
+    batch_size: int,
+    *,
+    map_fn: MapFn | None = None,
+    augmult: AugmultConfig | None = None,
+    seed: int | None = None,
+) -> tf.data.Dataset:
     """Makes batches of one size, each example in one of them, in an order drawn anew for each pass.
 
     Nothing is amplified: a pass costs one full release, under `zero_out` (one example replaced by a null record) or
@@ -280,9 +314,9 @@ def shuffled_batches(x, y, batch_size, *, map_fn=None, augmult=None, seed=None):
         TypeError, ValueError: as `poisson_batches`.
     """
     who = "shuffled_batches"
-    x, y, batch_size = _checked_arrays(who, x, y, batch_size)
-    steps = math.ceil(len(x) / batch_size)
-    return _batches(who, x, y, batch_size, steps, ShuffledSampling(), map_fn, augmult, None, seed)
+    inputs, labels, batch_size = _checked_arrays(who, x, y, batch_size)
+    steps = math.ceil(len(inputs) / batch_size)
+    return _batches(who, inputs, labels, batch_size, steps, ShuffledSampling(), map_fn, augmult, None, seed)
 
 
 def _batches(who, x, y, batch_size, steps, sampling, map_fn, augmult, capacity, seed):
@@ -334,7 +368,7 @@ def _weighted(x, y, weight, capacity):
     return tuple(tf.pad(part, [[0, missing], *[[0, 0]] * (len(part.shape) - 1)]) for part in (x, y, weights))
 
 
-def sampling_of(dataset):
+def sampling_of(dataset: object) -> Sampler | None:
     """Says how the batches of a data set are drawn.
 
     Args:
@@ -348,7 +382,7 @@ def sampling_of(dataset):
     return sampler if isinstance(sampler, Sampler) else None
 
 
-def multiplicity_behind(dataset):
+def multiplicity_behind(dataset: object) -> int:
     """Largest number of views of an example in the batches of a sampler that a data set is, or is made from.
 
     Args:
@@ -364,7 +398,7 @@ def multiplicity_behind(dataset):
     return max([here, *map(multiplicity_behind, dataset._inputs())])
 
 
-def fixed_batch_size(dataset):
+def fixed_batch_size(dataset: object) -> int | None:
     """Reads the size of the batches that a data set was told to make, without drawing one.
 
     Args:

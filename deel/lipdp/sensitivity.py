@@ -1,13 +1,25 @@
 """How long a model can be trained within a budget."""
 
+from collections.abc import Iterable
+
+import keras
+
 from deel.lipdp import _checks
 from deel.lipdp.accounting import max_steps
+from deel.lipdp.accounting._types import AnyAccountant
 from deel.lipdp.privacy import plan_is_seeded, planned_entries, planned_releases
 
 __all__ = ["get_max_epochs"]
 
 
-def get_max_epochs(epsilon_max, model, epochs_max=1024, accountant="rdp", *, callbacks=()):
+def get_max_epochs(
+    epsilon_max: float,
+    model: keras.Model,
+    epochs_max: int = 1024,
+    accountant: AnyAccountant = "rdp",
+    *,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+) -> int:
     """Largest number of further epochs that keep a model within a budget.
 
     Args:

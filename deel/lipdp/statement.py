@@ -6,7 +6,12 @@ import json
 import math
 import pathlib
 import platform
+from collections.abc import Mapping
+from typing import Any, cast
 
+import keras
+
+from deel.lipdp._types import PathLike
 from deel.lipdp.accounting import (
     PoissonSampling,
     UndeclaredSampling,
@@ -41,7 +46,7 @@ _NOT_COVERED = (
 )
 
 
-def privacy_report(model, target_epsilon=None):
+def privacy_report(model: keras.Model, target_epsilon: float | None = None) -> dict[str, Any]:
     """What a model has spent, under which assumptions.
 
     Args:
@@ -70,7 +75,7 @@ def privacy_report(model, target_epsilon=None):
         }
         warning = compared.warning
         # Where one of the two libraries must be wrong, the guarantee that is stated is the weaker one.
-        epsilon = max(compared.epsilon_pld, compared.epsilon_rdp) if warning else compared.epsilon_pld
+        epsilon = max(compared.epsilon_pld, cast(float, compared.epsilon_rdp)) if warning else compared.epsilon_pld
     report = {
         "epsilon": epsilon,
         "delta": parameters.delta,
@@ -165,7 +170,7 @@ def _release_in_words(release):
     return f"{text}, which each example enters independently with probability {release['sampling_probability']:.6g}"
 
 
-def privacy_card(report):
+def privacy_card(report: Mapping[str, Any]) -> str:
     """The privacy card of a model: one page of Markdown for a data-protection officer.
 
     Args:
@@ -225,7 +230,7 @@ def privacy_card(report):
     )
 
 
-def save_privacy_statement(model, folder, target_epsilon=None):
+def save_privacy_statement(model: keras.Model, folder: PathLike, target_epsilon: float | None = None) -> dict[str, Any]:
     """Writes `privacy.json` and `privacy_card.md` into a folder, beside the saved model.
 
     Args:

@@ -4,17 +4,21 @@ import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 
 from deel.lipdp import _checks, run_folder
 from deel.lipdp._reporting import spread
+from deel.lipdp._types import PathLike, Strategy
 from deel.lipdp.accounting import calibrate_noise
 from deel.lipdp.callbacks import DP_Accountant
+from deel.lipdp.model import DP_Sequential
 from deel.lipdp.noise import get_noise_multiplier_coefs, noise_multiplier_for
 from deel.lipdp.parameters import STRATEGIES, DatasetMetadata, DPParameters
-from deel.lipdp.pipeline import default_delta_value, load_images
-from deel.lipdp.recipes import FRONT_ENDS, RECIPES, build_model
+from deel.lipdp.pipeline import ImageData, default_delta_value, load_images
+from deel.lipdp.recipes import FRONT_ENDS, RECIPES, Recipe, build_model
 from deel.lipdp.robustness import certified_accuracy
 from deel.lipdp.sampling import poisson_batches
 from deel.lipdp.statement import save_privacy_statement
@@ -39,30 +43,30 @@ class TrainingRun:
     """
 
     output: pathlib.Path
-    model: keras.Model
-    history: dict
-    privacy: dict
-    metrics: dict
+    model: DP_Sequential
+    history: dict[str, Any]
+    privacy: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 def train(
-    recipe,
-    epsilon,
-    output,
+    recipe: str,
+    epsilon: float,
+    output: PathLike,
     *,
-    delta=None,
-    epochs=None,
-    batch_size=None,
-    strategy="optimal",
-    validation_fraction=0.1,
-    data_dir=None,
-    cache_dir=None,
-    noise_seed=None,
-    overwrite=False,
-    progress=True,
-    command=None,
-    **overrides,
-):
+    delta: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    strategy: str = "optimal",
+    validation_fraction: float = 0.1,
+    data_dir: PathLike | None = None,
+    cache_dir: PathLike | None = None,
+    noise_seed: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    command: str | None = None,
+    **overrides: Any,
+) -> TrainingRun:
     """Trains a recipe within a privacy budget and writes a run folder.
 
     The noise is calibrated so that the whole training costs at most `epsilon` by the PLD accountant. The folder appears
@@ -92,42 +96,42 @@ def train(
             is in use, and missing data.
     """
     started, who = time.perf_counter(), "train"
-    name, recipe = recipe, _recipe(who, recipe, {"epochs": epochs, "batch_size": batch_size, **overrides})
+    plan = _recipe(who, recipe, {"epochs": epochs, "batch_size": batch_size, **overrides})
     epsilon = _checks.number(who, "epsilon", epsilon, above=0.0)
-    strategy = _checks.choice(who, "strategy", strategy, STRATEGIES, error=TypeError)
+    allocation: Strategy = _checks.choice(who, "strategy", strategy, STRATEGIES, error=TypeError)
     fraction = _checks.number(who, "validation_fraction", validation_fraction, at_least=0.0, below=1.0)
     if noise_seed is not None:
         noise_seed = _checks.integer(who, "noise_seed", noise_seed, at_least=0, at_most=2**32 - 1)
-    output = run_folder.check_output(output, overwrite)
+    place = run_folder.check_output(output, overwrite)
 
-    data = load_images(recipe.dataset, data_dir, front_end=FRONT_ENDS[recipe.front_end], cache_dir=cache_dir)
+    data = load_images(plan.dataset, data_dir, front_end=FRONT_ENDS[plan.front_end], cache_dir=cache_dir)
     model, history = fit_recipe(
-        recipe,
+        plan,
         epsilon,
         data,
         delta=delta,
-        strategy=strategy,
+        strategy=allocation,
         validation_fraction=fraction,
         noise_seed=noise_seed,
         # A bar redraws its line, which is unreadable in a log file.
         verbose=(1 if sys.stdout.isatty() else 2) if progress else 0,
     )
-    with run_folder.new_run_folder(output, overwrite) as folder:
+    with run_folder.new_run_folder(place, overwrite) as folder:
         test = model.evaluate(data.x_test, data.y_test, batch_size=_EVALUATION_BATCH, verbose=0, return_dict=True)
         history = run_folder.write_json(folder / "history.json", history)
         privacy = save_privacy_statement(model, folder, epsilon)
         settings = {
-            "name": name,
-            "dataset": recipe.dataset,
+            "name": recipe,
+            "dataset": plan.dataset,
             "epsilon": epsilon,
             "delta": model.dp_parameters.delta,
-            "strategy": strategy,
+            "strategy": allocation,
             "validation_fraction": fraction,
             "noise_seed": noise_seed,
-            "recipe": dataclasses.asdict(recipe),
+            "recipe": dataclasses.asdict(plan),
         }
         certified = None
-        if recipe.front_end is None:  # features are not Lipschitz functions of the image
+        if plan.front_end is None:  # features are not Lipschitz functions of the image
             shares = certified_accuracy(model, data.x_test, data.y_test, _RADII)
             certified = {"radius": _RADII, "accuracy": shares.tolist()}
             run_folder.write_certified(folder / "certified.png", certified)
@@ -145,7 +149,7 @@ def train(
         metrics = run_folder.write_json(folder / "metrics.json", metrics)
         run_folder.write_curve(folder / "curve.png", history)
         model.save(folder / "model.keras")
-    return TrainingRun(output, model, history, privacy, metrics)
+    return TrainingRun(place, model, history, privacy, metrics)
 
 
 def _tightness(model, x, y):
@@ -155,18 +159,18 @@ def _tightness(model, x, y):
 
 
 def fit_recipe(
-    recipe,
-    epsilon,
-    data,
+    recipe: Recipe,
+    epsilon: float,
+    data: ImageData,
     *,
-    delta=None,
-    strategy="optimal",
-    validation_fraction=0.1,
-    noise_seed=None,
-    build=build_model,
-    callbacks=(),
-    verbose=0,
-):
+    delta: float | None = None,
+    strategy: Strategy = "optimal",
+    validation_fraction: float = 0.1,
+    noise_seed: int | None = None,
+    build: Callable[[Recipe, DPParameters, DatasetMetadata], keras.Model] = build_model,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+    verbose: int = 0,
+) -> tuple[keras.Model, dict[str, list[float]]]:
     """Trains the network of a recipe on the training part of image data. The test part is not looked at.
 
     Args:

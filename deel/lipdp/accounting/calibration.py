@@ -2,8 +2,11 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Literal
 
 from deel.lipdp import _checks
+from deel.lipdp.accounting._types import AnyAccountant, Entries, Event, Relation
 from deel.lipdp.accounting.accountants import compute_epsilon, get_accountant
 from deel.lipdp.accounting.events import GaussianStep, PoissonSampling, ShuffledSampling, UndeclaredSampling
 
@@ -30,7 +33,17 @@ def _undeclared(batch_size, num_examples, epochs, steps, steps_per_pass):
 _PLANS = {"poisson": _poisson, "shuffled": _shuffled, "undeclared": _undeclared, None: _undeclared}
 
 
-def max_steps(event, epsilon, delta, *, spent=(), accountant="pld", limit=10_000_000, releases=None, relation=None):
+def max_steps(
+    event: Event,
+    epsilon: float,
+    delta: float,
+    *,
+    spent: Entries = (),
+    accountant: AnyAccountant = "pld",
+    limit: int = 10_000_000,
+    releases: Callable[[int], Entries] | None = None,
+    relation: Relation | None = None,
+) -> int:
     """Returns how many more steps of `event` fit in a budget.
 
     The budget is for the release of the noisy sums of all steps and of `releases`, under the sampling that the events
@@ -91,19 +104,19 @@ def max_steps(event, epsilon, delta, *, spent=(), accountant="pld", limit=10_000
 
 
 def calibrate_noise(
-    target_epsilon,
-    delta,
-    batch_size,
-    num_examples,
-    epochs=None,
+    target_epsilon: float,
+    delta: float,
+    batch_size: int,
+    num_examples: int,
+    epochs: int | None = None,
     *,
-    steps=None,
-    sampling="poisson",
-    accountant="pld",
-    relative_tolerance=1e-3,
-    releases=(),
-    relation=None,
-):
+    steps: int | None = None,
+    sampling: Literal["poisson", "shuffled", "undeclared"] | None = "poisson",
+    accountant: AnyAccountant = "pld",
+    relative_tolerance: float = 1e-3,
+    releases: Entries = (),
+    relation: Relation | None = None,
+) -> float:
     """Returns the least joint noise multiplier that keeps a training within a target epsilon.
 
     Epsilon is for the release of the noisy gradients of all steps and of `releases`. The multiplier is the joint one:

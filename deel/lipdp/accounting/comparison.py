@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from deel.lipdp.accounting._types import Entries, Relation
 from deel.lipdp.accounting.accountants import PLDAccountant, RDPAccountant
 from deel.lipdp.accounting.relations import merge
 
@@ -43,7 +44,14 @@ def _warning(rdp, pld, rare):
     return None
 
 
-def compare_accountants(entries, delta, relation=None, *, rdp=None, pld=None):
+def compare_accountants(
+    entries: Entries,
+    delta: float,
+    relation: Relation | None = None,
+    *,
+    rdp: RDPAccountant | None = None,
+    pld: PLDAccountant | None = None,
+) -> AccountantComparison:
     """Prices a ledger by both accountants and says whether their gap is one that occurs.
 
     RDP is normally 8 to 12 % above PLD, and never below it. What can widen the gap are rare events: where few steps

@@ -5,6 +5,8 @@ pairs `(event, count)`; see `deel.lipdp.accounting.accountants` for what each co
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from deel.lipdp import _checks
 
@@ -80,6 +82,9 @@ _SAMPLINGS = {cls.name: cls for cls in (PoissonSampling, ShuffledSampling, Undec
 class _Step:
     """What the events with one sampling and one noise multiplier share."""
 
+    sampling: PoissonSampling | ShuffledSampling | UndeclaredSampling
+    noise_multiplier: float
+
     _samplings = tuple(_SAMPLINGS.values())
 
     def __post_init__(self):
@@ -92,7 +97,7 @@ class _Step:
         object.__setattr__(self, "noise_multiplier", multiplier)
 
     @property
-    def neighboring_relation(self):
+    def neighboring_relation(self) -> str:
         """str, which data sets count as neighbours for this event unless another relation is asked for."""
         return self.sampling.neighboring_relation
 
@@ -139,7 +144,7 @@ class LaplaceStep(_Step):
 _EVENTS = {cls.name: cls for cls in (GaussianStep, LaplaceStep)}
 
 
-def event_to_config(event):
+def event_to_config(event: GaussianStep | LaplaceStep) -> dict[str, Any]:
     """Returns a dict of plain values from which `event_from_config` rebuilds the event."""
     return {
         "event": event.name,
@@ -149,7 +154,7 @@ def event_to_config(event):
     }
 
 
-def event_from_config(config):
+def event_from_config(config: Mapping[str, Any]) -> GaussianStep | LaplaceStep:
     """Rebuilds an event; refuses one it does not know, since it could not be priced.
 
     Raises:

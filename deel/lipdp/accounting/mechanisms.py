@@ -2,11 +2,16 @@
 
 import functools
 import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from deel.lipdp import _checks
 from deel.lipdp.accounting.accountants import RDPAccountant
 from deel.lipdp.accounting.events import GaussianStep, PoissonSampling
 from deel.lipdp.accounting.relations import merge
+
+if TYPE_CHECKING:
+    from autodp.autodp_core import Mechanism
 
 __all__ = ["DPGD_Mechanism"]
 
@@ -65,7 +70,15 @@ class DPGD_Mechanism:
         ValueError: for a number out of range.
     """
 
-    def __init__(self, mode, prob, noise_multipliers, num_grad_steps, delta, name="DPGD_Mechanism"):
+    def __init__(
+        self,
+        mode: Literal["global", "per-layer", "local"],
+        prob: float,
+        noise_multipliers: float | Iterable[float],
+        num_grad_steps: int,
+        delta: float,
+        name: str = "DPGD_Mechanism",
+    ) -> None:
         who = "DPGD_Mechanism"
         joint = _checks.choice(who, "mode", mode, _MODES, error=TypeError)
         self.noise_multiplier = joint(who, noise_multipliers)
@@ -77,11 +90,11 @@ class DPGD_Mechanism:
         self._entries = [(GaussianStep(PoissonSampling(prob), self.noise_multiplier), steps)]
 
     @functools.cached_property
-    def epsilon(self):
+    def epsilon(self) -> float:
         """float, epsilon of all steps at `delta`; computed when first read."""
         return RDPAccountant().epsilon(self._entries, self.delta)
 
-    def as_autodp(self):
+    def as_autodp(self) -> "Mechanism":
         """Returns the `autodp.autodp_core.Mechanism` of all steps, made when first asked for."""
         return self._autodp
 
@@ -100,7 +113,7 @@ class DPGD_Mechanism:
         mechanism.name, mechanism.params = self.name, dict(self.params)
         return mechanism
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         # Only for names not found here. Private ones would recurse while unpickling.
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

@@ -5,6 +5,7 @@ import math
 import typing
 
 from deel.lipdp import _checks
+from deel.lipdp.accounting._types import Entries, Relation
 from deel.lipdp.accounting.events import (
     GaussianStep,
     LaplaceStep,
@@ -131,7 +132,7 @@ def without_pairs(terms):
     return _compose_unamplified(unamplified)
 
 
-def neighboring_relation(entries):
+def neighboring_relation(entries: Entries) -> Relation:
     """Returns the neighbouring relation under which the epsilon of `entries` holds when none is asked for.
 
     Poisson events hold under `add_or_remove_one`, those of shuffled and undeclared sampling under `zero_out` (one

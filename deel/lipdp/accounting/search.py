@@ -1,8 +1,10 @@
 """What a search over hyper-parameters costs when it releases the best of its runs only."""
 
 import math
+from typing import Literal
 
 from deel.lipdp import _checks
+from deel.lipdp.accounting._types import Entries, Relation
 from deel.lipdp.accounting.accountants import _RDP_ERROR
 from deel.lipdp.accounting.relations import merge
 
@@ -32,7 +34,14 @@ def _event(term):
     raise ValueError(_checks.message("compute_search_epsilon", expected, repr(term), remedy))
 
 
-def compute_search_epsilon(entries, delta, mean_runs, distribution="geometric", *, relation=None):
+def compute_search_epsilon(
+    entries: Entries,
+    delta: float,
+    mean_runs: float,
+    distribution: Literal["geometric", "poisson", "logarithmic"] | float = "geometric",
+    *,
+    relation: Relation | None = None,
+) -> float:
     """Returns epsilon of a random number of runs of which only the best is released.
 
     The price is that of Papernot and Steinke, "Hyperparameter Tuning with Renyi Differential Privacy", 2022 (theorem 6

@@ -44,7 +44,7 @@ def guess_p_value(canaries, guesses, correct, epsilon, delta):
     return float(min(1.0, tail + 2.0 * canaries * delta * np.max(below / widths)))
 
 
-def epsilon_lower_bound(canaries, guesses, correct, delta, confidence=0.95):
+def epsilon_lower_bound(canaries: int, guesses: int, correct: int, delta: float, confidence: float = 0.95) -> float:
     """Lower bound on epsilon from the guesses of a one-run audit.
 
     Args:
@@ -83,7 +83,7 @@ def epsilon_lower_bound(canaries, guesses, correct, delta, confidence=0.95):
     return low
 
 
-def gaussian_epsilon(distance, delta):
+def gaussian_epsilon(distance: float, delta: float) -> float:
     """Epsilon of telling N(0, 1) from N(distance, 1), exactly (Balle and Wang, 2018, theorem 8).
 
     Args:
@@ -130,8 +130,17 @@ def best_guesses(scores, guesses):
 
 
 def one_run_power(
-    epsilon, declared_epsilon, delta, canaries, guesses, confidence=0.95, *, products=None, trials=200, seed=0
-):
+    epsilon: float,
+    declared_epsilon: float,
+    delta: float,
+    canaries: int,
+    guesses: int,
+    confidence: float = 0.95,
+    *,
+    products: np.ndarray | None = None,
+    trials: int = 200,
+    seed: int = 0,
+) -> float:
     """How often a one-run audit finds out a Gaussian mechanism that spends more than it declares.
 
     Simulated, with every canary in every step. At `epsilon` equal to `declared_epsilon` it is the rate of false alarms,
@@ -213,7 +222,7 @@ def distance_lower_bound(trials, false_positives, false_negatives, false_alarm):
     return -stats.norm.ppf(upper).sum(axis=0)
 
 
-def mechanism_power(distance, declared_distance, trials, false_alarm=1e-3):
+def mechanism_power(distance: float, declared_distance: float, trials: int, false_alarm: float = 1e-3) -> float:
     """How often `audit_mechanism` finds out a Gaussian mechanism with less noise than declared; exact.
 
     Args:

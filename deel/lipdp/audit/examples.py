@@ -15,7 +15,16 @@ __all__ = ["hard_examples", "hard_weights"]
 _LEARNING_RATE = 0.05
 
 
-def hard_examples(model, labels, count, *, distinct=False, candidates=None, tries=200, seed=0):
+def hard_examples(
+    model: keras.Model,
+    labels: np.ndarray,
+    count: int,
+    *,
+    distinct: bool = False,
+    candidates: np.ndarray | None = None,
+    tries: int = 200,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
     """Searches for examples whose gradients are long, all together or for one variable, at the model's present weights.
 
     The candidates are drawn, constant, checkered, sparse, random, in proportion to the input bound, and those passed
@@ -60,7 +69,9 @@ def hard_examples(model, labels, count, *, distinct=False, candidates=None, trie
     return x[chosen], y[chosen]
 
 
-def hard_weights(model, labels, *, steps=100, restarts=3, tries=50, seed=0):
+def hard_weights(
+    model: keras.Model, labels: np.ndarray, *, steps: int = 100, restarts: int = 3, tries: int = 50, seed: int = 0
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Searches for weights inside their constraint sets, and one example, for which all variables have long gradients.
 
     At initial weights a gradient may be many times below its bound for every example there is, so that no audit can see

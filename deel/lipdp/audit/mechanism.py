@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
+import keras
 import numpy as np
 
 from deel.lipdp import _checks
@@ -41,10 +43,10 @@ class MechanismReport(Report):
     steps: int
     attained: float
     false_alarm: float
-    failures: tuple
+    failures: tuple[str, ...]
 
     @property
-    def summary(self):
+    def summary(self) -> str:
         """str, the figures in one clause."""
         return (
             f"epsilon at least {self.epsilon_lower:.4g}, declared {self.declared_epsilon:.4g} at delta {self.delta:g} "
@@ -53,7 +55,15 @@ class MechanismReport(Report):
         )
 
 
-def audit_mechanism(build_model, x, y, *, steps=1, trials=400, false_alarm=1e-3):
+def audit_mechanism(
+    build_model: Callable[[], keras.Model],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    steps: int = 1,
+    trials: int = 400,
+    false_alarm: float = 1e-3,
+) -> MechanismReport:
     """Trains many times from the same weights, with and without one canary, and tells the two apart.
 
     A step that declares the noise multiplier s claims that an example which takes part moves its output no further than
@@ -105,14 +115,14 @@ def audit_mechanism(build_model, x, y, *, steps=1, trials=400, false_alarm=1e-3)
     entries = model.ledger.entries()
     declared = math.sqrt(sum(n / event.noise_multiplier**2 for event, n in entries) / (2 * trials))
     delta = model.dp_parameters.delta
-    epsilons = [gaussian_epsilon(distance, delta) for distance in (lower, declared)]
-    failures = ()
+    failures: tuple[str, ...] = ()
     if lower > declared:
         failures = (f"the outputs are at least {lower:.4g} stddevs apart, the ledger says {declared:.4g}",)
     return MechanismReport(
         lower,
         declared,
-        *epsilons,
+        gaussian_epsilon(lower, delta),
+        gaussian_epsilon(declared, delta),
         delta,
         trials,
         errors[0.0],

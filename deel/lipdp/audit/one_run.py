@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
+import keras
 import numpy as np
 
 from deel.lipdp import _checks
@@ -39,10 +41,10 @@ class OneRunReport(Report):
     delta: float
     steps: int
     runs: int
-    failures: tuple
+    failures: tuple[str, ...]
 
     @property
-    def summary(self):
+    def summary(self) -> str:
         """str, the figures in one clause."""
         return (
             f"epsilon at least {self.epsilon_lower:.4g} with confidence {self.confidence:g}, declared "
@@ -52,17 +54,17 @@ class OneRunReport(Report):
 
 
 def audit_one_run(
-    build_model,
-    x,
-    y,
+    build_model: Callable[[], keras.Model],
+    x: np.ndarray,
+    y: np.ndarray,
     *,
-    steps=1,
-    runs=1,
-    guesses=None,
-    delta=None,
-    confidence=0.95,
-    seed=None,
-):
+    steps: int = 1,
+    runs: int = 1,
+    guesses: int | None = None,
+    delta: float | None = None,
+    confidence: float = 0.95,
+    seed: int | None = None,
+) -> OneRunReport:
     """Trains on canaries that a fair coin each lets in or keeps out, guesses the coins, and bounds epsilon from below.
 
     The canaries are all the data: a guarantee for every data set holds for this one, and nothing else hides them. Each

@@ -1,6 +1,8 @@
 """All audits of the training step of one network: the work behind `lipdp audit`."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import cast
 
 import keras
 import numpy as np
@@ -8,6 +10,7 @@ import numpy as np
 from deel.lipdp import _checks, layers
 from deel.lipdp.accounting import calibrate_noise
 from deel.lipdp.audit._recording import ExampleGradients
+from deel.lipdp.audit._report import Report
 from deel.lipdp.audit._statistics import gaussian_distance, gaussian_epsilon, mechanism_power, one_run_power
 from deel.lipdp.audit.examples import hard_examples, hard_weights
 from deel.lipdp.audit.mechanism import audit_mechanism
@@ -27,7 +30,7 @@ _EXAMPLES, _BATCH = 64, 56  # of the sensitivity audit
 _COPIES = 3  # of the hardest example, so that one of them is in the first batch (all are left out once in 512)
 
 
-def audited_model(dp_parameters, dataset_metadata):
+def audited_model(dp_parameters: DPParameters, dataset_metadata: DatasetMetadata) -> DP_Sequential:
     """A small network for 8 x 8 images whose gradients come close to their bounds.
 
     An audit sees a bound that is too small only by what its examples attain of it. The recipes have a bound that none
@@ -49,7 +52,7 @@ def audited_model(dp_parameters, dataset_metadata):
         layers.DP_Flatten(),
         layers.DP_QuickSpectralDense(64, name="dense"),
         layers.DP_Abs(),
-        layers.DP_QuickSpectralDense(dataset_metadata.nb_classes, name="logits"),
+        layers.DP_QuickSpectralDense(cast(int, dataset_metadata.nb_classes), name="logits"),
         layers.DP_ClipGradient(0.3),
     ]
     model = DP_Sequential(stack, dp_parameters=dp_parameters, dataset_metadata=dataset_metadata)
@@ -57,7 +60,9 @@ def audited_model(dp_parameters, dataset_metadata):
     return model
 
 
-def audit_recipe(epsilon, *, delta=1e-4, canaries=40, confidence=0.95, seed=0):
+def audit_recipe(
+    epsilon: float, *, delta: float = 1e-4, canaries: int = 40, confidence: float = 0.95, seed: int = 0
+) -> Iterator[tuple[str, Report, str]]:
     """Audits the training step of `audited_model`, on public data.
 
     The sensitivity and the mechanism are audited at weights and on examples that are hard on the bounds. Each training
@@ -108,7 +113,7 @@ def audit_recipe(epsilon, *, delta=1e-4, canaries=40, confidence=0.95, seed=0):
     x, y = hard_examples(first, labels, _EXAMPLES - _COPIES, seed=seed)
     x, y = (np.concatenate([one] * _COPIES + [rest]) for one, rest in zip(hardest, (x, y), strict=True))
 
-    report = audit_sensitivity(
+    sensitivity = audit_sensitivity(
         lambda: build(hard, seed, nb_samples_train=_EXAMPLES, batch_size=_BATCH),
         x,
         y,
@@ -116,18 +121,18 @@ def audit_recipe(epsilon, *, delta=1e-4, canaries=40, confidence=0.95, seed=0):
         false_alarm=_FALSE_ALARM,
         seed=seed,
     )
-    attained = ", ".join(f"{key} {report.distances[key] / bound:.0%}" for key, bound in report.bounds.items())
+    attained = ", ".join(f"{key} {sensitivity.distances[key] / bound:.0%}" for key, bound in sensitivity.bounds.items())
     yield (
         "sensitivity",
-        report,
-        f"finds noise too small by {max(report.noise_shortfalls.values()):.1%} with probability 0.999, and bounds "
+        sensitivity,
+        f"finds noise too small by {max(sensitivity.noise_shortfalls.values()):.1%} with probability 0.999, and bounds "
         f"below what its examples attain: {attained}",
     )
 
-    report = audit_mechanism(lambda: build(hard), x, y, trials=_TRIALS, false_alarm=_FALSE_ALARM)
-    distance = 2 * report.attained * report.declared_distance
-    power = mechanism_power(distance, report.declared_distance, report.trials, report.false_alarm)
-    yield "mechanism", report, f"finds halved noise with probability {power:.3f}"
+    mechanism = audit_mechanism(lambda: build(hard), x, y, trials=_TRIALS, false_alarm=_FALSE_ALARM)
+    distance = 2 * mechanism.attained * mechanism.declared_distance
+    power = mechanism_power(distance, mechanism.declared_distance, mechanism.trials, mechanism.false_alarm)
+    yield "mechanism", mechanism, f"finds halved noise with probability {power:.3f}"
 
     # At the hard weights gradients are long and alike; here they can be told apart.
     first.set_weights(easy)
@@ -135,14 +140,14 @@ def audit_recipe(epsilon, *, delta=1e-4, canaries=40, confidence=0.95, seed=0):
         first, labels, canaries, distinct=True, candidates=data.x_train[:200], tries=max(400, canaries), seed=seed
     )
     gradients = ExampleGradients(first)(x, y)
-    report = audit_one_run(lambda: build(easy), x, y, runs=_RUNS, confidence=confidence, seed=seed)
+    one_run = audit_one_run(lambda: build(easy), x, y, runs=_RUNS, confidence=confidence, seed=seed)
     power = one_run_power(
-        gaussian_epsilon(2 * gaussian_distance(report.declared_epsilon, delta), delta),
-        report.declared_epsilon,
+        gaussian_epsilon(2 * gaussian_distance(one_run.declared_epsilon, delta), delta),
+        one_run.declared_epsilon,
         delta,
-        report.canaries,
-        report.guesses,
+        one_run.canaries,
+        one_run.guesses,
         confidence,
         products=gradients @ gradients.T,
     )
-    yield "one run", report, f"finds halved noise with probability {power:.3f}"
+    yield "one run", one_run, f"finds halved noise with probability {power:.3f}"

@@ -2,13 +2,17 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
+from typing import Any, Literal
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from deel.lipdp import _checks
 from deel.lipdp._training.tensorflow import per_example_gradient_norms
+from deel.lipdp._types import Tensor
 from deel.lipdp.audit._recording import Recorder, declared_scales, fresh_model
 from deel.lipdp.audit._report import AuditError, Report
 from deel.lipdp.bounds import output_gradient_bound
@@ -45,20 +49,20 @@ class SensitivityReport(Report):
     """
 
     pairs: int
-    distances: dict
-    bounds: dict
-    noise_stddevs: dict
-    declared_noise_stddevs: dict
-    noise_quantiles: dict
-    noise_shortfalls: dict
+    distances: dict[str, float]
+    bounds: dict[str, float]
+    noise_stddevs: dict[str, float]
+    declared_noise_stddevs: dict[str, float]
+    noise_quantiles: dict[str, float]
+    noise_shortfalls: dict[str, float]
     joint_distance: float
     declared_joint_distance: float
     attained: float
     false_alarm: float
-    failures: tuple
+    failures: tuple[str, ...]
 
     @property
-    def summary(self):
+    def summary(self) -> str:
         """str, the figures in one clause."""
         return (
             f"{self.pairs} pairs of neighbouring steps differ by at most {self.joint_distance:.4g} noise units, "
@@ -67,17 +71,17 @@ class SensitivityReport(Report):
 
 
 def audit_sensitivity(
-    build_model,
-    x,
-    y,
+    build_model: Callable[[], keras.Model],
+    x: np.ndarray,
+    y: np.ndarray,
     *,
-    steps=5,
-    pairs_per_step=4,
-    suspects=None,
-    noise_draws=20,
-    false_alarm=1e-3,
-    seed=0,
-):
+    steps: int = 5,
+    pairs_per_step: int = 4,
+    suspects: ArrayLike | None = None,
+    noise_draws: int = 20,
+    false_alarm: float = 1e-3,
+    seed: int = 0,
+) -> SensitivityReport:
     """Trains twice with the same noise, batches and weights, with and without one example, and compares the releases.
 
     Each step of a Poisson sampler is taken from the same weights by two models: by one with the whole batch, by the
@@ -228,21 +232,24 @@ class SensitivityAudit(keras.callbacks.Callback):
         TypeError, ValueError: for arguments out of range.
     """
 
-    def __init__(self, data, every=10, on_failure="raise"):
+    def __init__(
+        self, data: tuple[Tensor, ...], every: int = 10, on_failure: Literal["raise", "log"] = "raise"
+    ) -> None:
         super().__init__()
         self.data = data
         self.every = _checks.integer("SensitivityAudit", "every", every)
         self._fail = _checks.choice(
             "SensitivityAudit", "on_failure", on_failure, {"raise": self._raise, "log": _logger.error}
         )
-        self.worst, self.worst_joint, self.checks = {}, 0.0, 0
+        self.worst: dict[str, float] = {}
+        self.worst_joint, self.checks = 0.0, 0
         self._next = 0
 
     @staticmethod
     def _raise(text):
         raise AuditError(text)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         _logger.warning("SensitivityAudit reads gradient norms of single examples, which epsilon does not cover.")
         self._next = self._steps()
 
@@ -250,7 +257,7 @@ class SensitivityAudit(keras.callbacks.Callback):
         # The ledger may count by the pass.
         return int(self.model.optimizer.iterations.numpy())
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._steps() >= self._next:
             self._next = self._steps() + self.every
             self._check()

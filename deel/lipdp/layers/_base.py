@@ -1,8 +1,18 @@
 """What every layer of the library states: three bounds on Euclidean norms, each for one example."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Bound
+
+if TYPE_CHECKING:
+    from keras.layers import Layer as _Layer
+else:
+    _Layer = object  # a mixin, which each subclass puts before a Keras class of its own
 
 __all__ = ["DPLayer", "NonExpansive"]
 
@@ -18,7 +28,7 @@ def _says_nothing(layer, method):
     )
 
 
-class DPLayer:
+class DPLayer(_Layer):
     """Mixin of a Keras layer that knows its worst case. A layer that says nothing is refused.
 
     Subclasses list it before the Keras class and define the three methods; a layer without trainable variables needs
@@ -34,19 +44,21 @@ class DPLayer:
     #: the output's cotangent.
     joint_gradient = False
 
-    def propagate_inputs(self, input_bound):
+    # Any below: subclasses take and return one bound, or a tuple of them for several inputs or outputs.
+
+    def propagate_inputs(self, input_bound: Any) -> Any:
         """Bound on the output norm when the input norm is at most `input_bound`."""
         raise _says_nothing(self, "propagate_inputs(input_bound)")
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: Any, gradient_bound: Any) -> Any:
         """Bound on the cotangent at the input when the cotangent at the output is at most `gradient_bound`."""
         raise _says_nothing(self, "backpropagate_inputs(input_bound, gradient_bound)")
 
-    def backpropagate_params(self, input_bound, gradient_bound):
+    def backpropagate_params(self, input_bound: Any, gradient_bound: Any) -> Bound:
         """Bound on the gradient of the layer's one trainable variable."""
         raise _says_nothing(self, "backpropagate_params(input_bound, gradient_bound)")
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(self, inputs: Any, radius: Any) -> Any:
         """Bound on how far the output moves when the input moves by at most `radius`, near given examples.
 
         What bounds a cotangent everywhere bounds a Jacobian, and with it a difference of outputs, if gradients are true
@@ -64,25 +76,25 @@ class DPLayer:
             raise _says_nothing(self, "perturbation_bound(inputs, radius)")
         return self.backpropagate_inputs(math.inf, 1.0) * radius
 
-    def check(self):
+    def check(self) -> None:
         """Raises `ValueError` if something the bounds rest on was changed since construction. Runs before training."""
 
-    def restore_constraints(self):
+    def restore_constraints(self) -> None:
         """Brings every constrained variable that is outside its set back into it."""
         for variable in self.variables:
             constraint = getattr(variable, "constraint", None)
             if constraint is not None:
                 variable.assign(getattr(constraint, "restore", constraint)(variable))
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
         super().load_own_variables(store)
         self.restore_constraints()
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
         super().set_weights(weights)
         self.restore_constraints()
 
-    def has_parameters(self):
+    def has_parameters(self) -> bool:
         """Whether the layer holds trainable variables (it has to be built)."""
         return bool(self.trainable_variables)
 
@@ -93,8 +105,8 @@ class NonExpansive(DPLayer):
     Bounds: output at most `input_bound`, cotangent at most `gradient_bound`.
     """
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return input_bound
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return gradient_bound

@@ -1,11 +1,14 @@
 """What layers with a kernel share: argument checks, the projection of the kernel, and the certificate of its norm."""
 
+from typing import Any, cast
+
 import keras
 import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks, _linalg
 from deel.lipdp._traced import traced_once
+from deel.lipdp._types import Bound, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer
 
 __all__ = ["ContractiveKernel", "SpectralKernel", "UnitBall", "orthogonalize"]
@@ -101,7 +104,7 @@ class SpectralKernel(DPLayer):
         self.nm_coef = _checks.number(who, "nm_coef", kwargs.pop("nm_coef", 1.0), above=0.0)
         return {**kwargs, "use_bias": False}
 
-    def check(self):
+    def check(self) -> None:
         constraint = getattr(self.kernel, "constraint", None)
         known = [keras.activations.get(name) for name in _ACTIVATIONS]
         if self.activation not in known or self.use_bias or not isinstance(constraint, UnitBall):
@@ -119,7 +122,7 @@ class SpectralKernel(DPLayer):
         part of a kernel whose parts share no input and no output."""
         raise NotImplementedError
 
-    def certified_norm(self, kernel=None):
+    def certified_norm(self, kernel: Tensor | None = None) -> Tensor:
         """Certified upper bound on the norm of the layer's linear map, as a scalar float64 tensor.
 
         Args:
@@ -132,7 +135,7 @@ class SpectralKernel(DPLayer):
         matrices = ops.reshape(kernel, (*kernel.shape[: -2 - self.rank], -1, kernel.shape[-1]))
         return ops.reshape(orthogonalize(matrices, self.orthogonalization_steps), kernel.shape)
 
-    def project(self, kernel):
+    def project(self, kernel: Tensor) -> Tensor:
         """Orthogonalises the kernel and divides it by a certified bound on its norm.
 
         Singular values close to 1 keep activations and gradients at full norm, which makes the bounds nearly attained;
@@ -148,17 +151,17 @@ class SpectralKernel(DPLayer):
         divisor = ops.where(norm <= self.largest_norm_kept, ops.ones_like(norm), norm * margin)
         return ops.cast(ops.cast(kernel, "float64") / divisor, kernel.dtype)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         self.kernel.assign(self.project(self.kernel))
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return input_bound
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return gradient_bound
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for name in ("kernel_constraint", "depthwise_constraint", "bias_constraint", "activity_regularizer"):
             config.pop(name, None)
@@ -170,8 +173,8 @@ class ContractiveKernel:
 
     largest_norm_kept = 1.0
 
-    def project(self, kernel):
-        return SpectralKernel.project(self, kernel)
+    def project(self, kernel: Tensor) -> Tensor:
+        return SpectralKernel.project(cast(SpectralKernel, self), kernel)  # of the layer that this is mixed into
 
     def _orthogonalize(self, kernel):
         # Its singular values are what is learned. No entry of a contraction is above 1; larger ones could overflow in

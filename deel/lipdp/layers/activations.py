@@ -1,12 +1,14 @@
 """Activations: those that keep norms (sorting, absolute value, modulus, reflections), and rectifiers."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
 from deel.lipdp import _checks
 from deel.lipdp._per_example import half_squares, root
+from deel.lipdp._types import Bound, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
 __all__ = ["DP_Abs", "DP_FullSort", "DP_GroupSort", "DP_Householder", "DP_LeakyReLU", "DP_Modulus", "DP_ReLU"]
@@ -55,14 +57,14 @@ class DP_GroupSort(NonExpansive, keras.layers.Layer):
         Anil, Lucas, Grosse: Sorting out Lipschitz function approximation. ICML 2019.
     """
 
-    def __init__(self, n=2, **kwargs):
+    def __init__(self, n: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.n = _checks.integer(f"DP_GroupSort '{self.name}'", "n", n, at_least=2)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _check_channels(self, input_shape, self.n, "n=")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         if self.n == 2:
             first, second = ops.split(inputs, 2, axis=-1)  # slicing is far slower, there and back
             # At a tie the derivative of relu is 0 and the pair is passed on crossed over: a permutation.
@@ -72,10 +74,10 @@ class DP_GroupSort(NonExpansive, keras.layers.Layer):
         grouped = ops.reshape(inputs, (*shape[:-1], self.n, shape[-1] // self.n))
         return ops.reshape(_descending(grouped, axis=-2), shape)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "n": self.n}
 
 
@@ -98,10 +100,10 @@ class DP_FullSort(NonExpansive, keras.layers.Layer):
         Anil, Lucas, Grosse: Sorting out Lipschitz function approximation. ICML 2019.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return _descending(inputs, axis=-1)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
 
@@ -115,10 +117,10 @@ class DP_Abs(NonExpansive, keras.layers.Layer):
     Bounds: output norm equals the input norm; the Jacobian is a diagonal of signs (0 at 0).
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.abs(inputs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
 
@@ -142,15 +144,15 @@ class DP_Modulus(NonExpansive, keras.layers.Layer):
         ValueError: at build, for an odd number of channels.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _check_channels(self, input_shape, 2)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         shape = ops.shape(inputs)
         pairs = ops.reshape(half_squares(inputs), (*shape[:-1], shape[-1] // 2, 2))
         return root(ops.sum(pairs, axis=-1), 2)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], input_shape[-1] // 2)
 
 
@@ -160,16 +162,16 @@ class _Rectifier(DPLayer, keras.layers.Layer):
     negative_slope = 0.0
     max_value = None
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return keras.activations.relu(inputs, negative_slope=self.negative_slope, max_value=self.max_value)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return max(1.0, self.negative_slope) * input_bound
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return max(1.0, self.negative_slope) * gradient_bound
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
 
@@ -195,7 +197,9 @@ class DP_ReLU(_Rectifier):
         TypeError, ValueError: for an argument out of range.
     """
 
-    def __init__(self, max_value=None, negative_slope=0.0, threshold=0.0, **kwargs):
+    def __init__(
+        self, max_value: float | None = None, negative_slope: float = 0.0, threshold: float = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         who = f"DP_ReLU '{self.name}'"
         if max_value is not None:
@@ -204,7 +208,7 @@ class DP_ReLU(_Rectifier):
         remedy = "Leave it unset: Keras's function jumps at its threshold, so it has no Lipschitz constant."
         _checks.number(who, "threshold", threshold, at_least=0.0, at_most=0.0, remedy=remedy)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "max_value": self.max_value, "negative_slope": self.negative_slope}
 
 
@@ -226,12 +230,12 @@ class DP_LeakyReLU(_Rectifier):
         TypeError, ValueError: for a slope out of range.
     """
 
-    def __init__(self, negative_slope=0.3, **kwargs):
+    def __init__(self, negative_slope: float = 0.3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         who = f"DP_LeakyReLU '{self.name}'"
         self.negative_slope = _checks.number(who, "negative_slope", negative_slope, at_least=0.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "negative_slope": self.negative_slope}
 
 
@@ -264,32 +268,32 @@ class DP_Householder(DPLayer, keras.layers.Layer):
         Singla, Singla, Feizi: Improved deterministic l2 robustness on CIFAR-10 and CIFAR-100. ICLR 2022.
     """
 
-    def __init__(self, nm_coef=1.0, **kwargs):
+    def __init__(self, nm_coef: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.nm_coef = _checks.number(f"DP_Householder '{self.name}'", "nm_coef", nm_coef, above=0.0)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _check_channels(self, input_shape, 2)
         half_pi = keras.initializers.Constant(math.pi / 2)
         self.theta = self.add_weight(name="theta", shape=(input_shape[-1] // 2,), initializer=half_pi)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         first, second = ops.split(inputs, 2, axis=-1)
         sine, cosine = ops.sin(self.theta / 2), ops.cos(self.theta / 2)
         excess = 2 * ops.relu(first * sine - second * cosine)
         return ops.concatenate([first - excess * sine, second + excess * cosine], axis=-1)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return input_bound
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return gradient_bound
 
-    def backpropagate_params(self, input_bound, gradient_bound):
+    def backpropagate_params(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return input_bound * gradient_bound
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "nm_coef": self.nm_coef}

@@ -1,11 +1,14 @@
 """Convolutions whose operator norm, on the inputs they are built for, is certified to be at most 1."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from deel.lipdp import _checks, _frequencies
 from deel.lipdp._convolution import window_positions
 from deel.lipdp._traced import traced_once
+from deel.lipdp._types import Activation, Bound, Initializer, Ints, Shape, Tensor
 from deel.lipdp.layers._kernel import ContractiveKernel, SpectralKernel, UnitBall, orthogonalize
 
 __all__ = [
@@ -30,7 +33,7 @@ class _SpectralConvolution(SpectralKernel):
     #: What Keras's arguments for the kernel begin with.
     _kernel_argument = "kernel"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **self._check_arguments(kwargs))
         setattr(self, f"{self._kernel_argument}_constraint", UnitBall(self))
         groups = getattr(self, "groups", 1)
@@ -47,7 +50,7 @@ class _SpectralConvolution(SpectralKernel):
             who = f"{type(self).__name__} '{self.name}'"
             raise ValueError(_checks.message(who, expected, received, remedy))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         axes = _AXES[self.rank]
         self._refuse(
             len(input_shape) != self.rank + 2 or None in input_shape[1:],
@@ -73,7 +76,7 @@ class _SpectralConvolution(SpectralKernel):
     def _operator_norm_bound(self, kernel):
         return _conv_norm_bound(kernel, self._geometry)
 
-    def backpropagate_params(self, input_bound, gradient_bound):
+    def backpropagate_params(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return self._geometry.kernel_gradient_factor * input_bound * gradient_bound
 
 
@@ -88,7 +91,7 @@ class _OrthogonalConvolution(_SpectralConvolution):
     #: Singular values are then within 10 % of each other, from the start that `"orthogonal"` stands for.
     _steps_at_build = 30
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         if self._windows_overlap():
             self.kernel.assign(self.project(self._start(ops.convert_to_tensor(self.kernel))))
@@ -115,15 +118,15 @@ class _FullConvolution(_OrthogonalConvolution):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="valid",
+        filters: int,
+        kernel_size: Ints,
+        strides: Ints = 1,
+        padding: str = "valid",
         *,
-        activation=None,
-        kernel_initializer="orthogonal",
-        **kwargs,
-    ):
+        activation: Activation = None,
+        kernel_initializer: Initializer = "orthogonal",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             filters,
             kernel_size,
@@ -262,15 +265,15 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
 
     def __init__(
         self,
-        kernel_size,
-        strides=(1, 1),
-        padding="valid",
-        depth_multiplier=1,
+        kernel_size: Ints,
+        strides: Ints = (1, 1),
+        padding: str = "valid",
+        depth_multiplier: int = 1,
         *,
-        activation=None,
-        depthwise_initializer="orthogonal",
-        **kwargs,
-    ):
+        activation: Activation = None,
+        depthwise_initializer: Initializer = "orthogonal",
+        **kwargs: Any,
+    ) -> None:
         who = f"{type(self).__name__} '{kwargs.get('name') or ''}'"
         super().__init__(
             kernel_size,
@@ -282,7 +285,7 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
             **kwargs,
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         strides, padding = self.strides, self.padding
         if strides[0] != strides[1]:
             # TensorFlow has no kernel for this on most devices, so every window is computed and the others are left.
@@ -383,13 +386,13 @@ class DP_PatchEmbedding(_SpectralConvolution, keras.layers.Conv2D):
 
     def __init__(
         self,
-        filters,
-        patch_size,
+        filters: int,
+        patch_size: Ints,
         *,
-        activation=None,
-        kernel_initializer="orthogonal",
-        **kwargs,
-    ):
+        activation: Activation = None,
+        kernel_initializer: Initializer = "orthogonal",
+        **kwargs: Any,
+    ) -> None:
         who = f"{type(self).__name__} '{kwargs.get('name') or ''}'"
         patch_size = _checks.integers(who, "patch_size", patch_size, length=2)
         for name in _SETTLED_BY_PATCHES & kwargs.keys():
@@ -413,7 +416,7 @@ class DP_PatchEmbedding(_SpectralConvolution, keras.layers.Conv2D):
             matrix = orthogonalize(matrix, self.orthogonalization_steps)
         return ops.reshape(matrix, kernel.shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         settled = {name: config.pop(name) for name in _SETTLED_BY_PATCHES}
         return {**config, "patch_size": settled["kernel_size"]}

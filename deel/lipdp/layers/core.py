@@ -1,9 +1,13 @@
 """The input guard, maps that only rearrange entries, and functions on the caller's word."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras import ops
 
 from deel.lipdp import _checks, _per_example
+from deel.lipdp._types import Bound, Ints, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
 __all__ = [
@@ -43,7 +47,7 @@ class DP_BoundedInput(NonExpansive, keras.layers.Layer):
         TypeError, ValueError: if `upper_bound` is not a number in range.
     """
 
-    def __init__(self, upper_bound, input_shape=None, **kwargs):
+    def __init__(self, upper_bound: float, input_shape: Shape | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.upper_bound = _checks.number(
             f"DP_BoundedInput '{self.name}'",
@@ -57,17 +61,17 @@ class DP_BoundedInput(NonExpansive, keras.layers.Layer):
         if input_shape is not None:
             self._input_shape_arg = tuple(input_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         inputs = ops.cast(inputs, self.compute_dtype)
         return _per_example.finite_in_ball(inputs, self.upper_bound)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return min(input_bound, self.upper_bound)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "upper_bound": self.upper_bound,
@@ -87,7 +91,7 @@ class DP_InputLayer(NonExpansive, keras.layers.InputLayer):
     Bounds: identity.
     """
 
-    def __init__(self, shape=None, *, input_shape=None, **kwargs):
+    def __init__(self, shape: Shape | None = None, *, input_shape: Shape | None = None, **kwargs: Any) -> None:
         super().__init__(shape=input_shape if shape is None else shape, **kwargs)
 
 
@@ -127,19 +131,19 @@ class DP_Permute(NonExpansive, keras.layers.Permute):
         TypeError, ValueError: if `dims` is no permutation; 0, the batch, is in none.
     """
 
-    def __init__(self, dims, **kwargs):
+    def __init__(self, dims: Ints, **kwargs: Any) -> None:
         who = f"DP_Permute '{kwargs.get('name') or ''}'"
-        dims = _checks.integers(who, "dims", dims)
-        if sorted(dims) != list(range(1, len(dims) + 1)):
+        order = _checks.integers(who, "dims", dims)
+        if sorted(order) != list(range(1, len(order) + 1)):
             raise ValueError(
                 _checks.message(
                     who,
-                    f"dims to be a permutation of {list(range(1, len(dims) + 1))}",
-                    f"dims={dims}",
+                    f"dims to be a permutation of {list(range(1, len(order) + 1))}",
+                    f"dims={order}",
                     "Name each axis of one example once; the batch stays where it is.",
                 )
             )
-        super().__init__(dims, **kwargs)
+        super().__init__(order, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -161,11 +165,11 @@ class DP_SpaceToDepth(NonExpansive, keras.layers.Layer):
         TypeError, ValueError: for a `block_size` out of range, or, at build, an image that blocks do not tile.
     """
 
-    def __init__(self, block_size, **kwargs):
+    def __init__(self, block_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.block_size = _checks.integer(f"DP_SpaceToDepth '{self.name}'", "block_size", block_size, at_least=2)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         if len(input_shape) != 4 or None in input_shape[1:] or any(n % self.block_size for n in input_shape[1:3]):
             raise ValueError(
                 _checks.message(
@@ -176,18 +180,18 @@ class DP_SpaceToDepth(NonExpansive, keras.layers.Layer):
                 )
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         side = self.block_size
         _, rows, cols, channels = self.compute_output_shape(inputs.shape)
         blocks = ops.reshape(inputs, (-1, rows, side, cols, side, channels // side**2))
         return ops.reshape(ops.transpose(blocks, (0, 1, 3, 2, 4, 5)), (-1, rows, cols, channels))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, rows, cols, channels = input_shape
         side = self.block_size
         return (batch, rows // side, cols // side, channels * side**2)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "block_size": self.block_size}
 
 
@@ -222,7 +226,14 @@ class DP_Lambda(DPLayer, keras.layers.Lambda):
         ValueError: for a constant out of range.
     """
 
-    def __init__(self, function, *, lipschitz_constant, norm_at_zero=0.0, **kwargs):
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        *,
+        lipschitz_constant: float,
+        norm_at_zero: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         who = f"DP_Lambda '{kwargs.get('name') or ''}'"
         if not callable(function) or isinstance(function, (type, keras.layers.Layer)):
             raise TypeError(
@@ -237,12 +248,12 @@ class DP_Lambda(DPLayer, keras.layers.Lambda):
         self.norm_at_zero = _checks.number(who, "norm_at_zero", norm_at_zero, at_least=0.0)
         super().__init__(function, **kwargs)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return self.lipschitz_constant * input_bound + self.norm_at_zero
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return self.lipschitz_constant * gradient_bound
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         constants = {"lipschitz_constant": self.lipschitz_constant, "norm_at_zero": self.norm_at_zero}
         return {**super().get_config(), **constants}

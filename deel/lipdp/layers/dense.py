@@ -1,10 +1,13 @@
 """Dense layers whose kernel has a spectral norm of at most 1, certified or by its Frobenius norm."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from deel.lipdp import _linalg
 from deel.lipdp._traced import traced_once
+from deel.lipdp._types import Activation, Bound, Initializer, Tensor
 from deel.lipdp.layers._kernel import ContractiveKernel, SpectralKernel, UnitBall
 
 __all__ = ["DP_ContractiveDense", "DP_QuickFrobeniusDense", "DP_QuickSpectralDense", "DP_SpectralDense"]
@@ -39,12 +42,12 @@ class DP_QuickSpectralDense(SpectralKernel, keras.layers.Dense):
 
     def __init__(
         self,
-        units,
-        activation=None,
+        units: int,
+        activation: Activation = None,
         *,
-        kernel_initializer="orthogonal",
-        **kwargs,
-    ):
+        kernel_initializer: Initializer = "orthogonal",
+        **kwargs: Any,
+    ) -> None:
         kwargs = self._check_arguments({"activation": activation, **kwargs})
         super().__init__(units, kernel_initializer=kernel_initializer, **kwargs)
         self.kernel_constraint = UnitBall(self)
@@ -52,18 +55,18 @@ class DP_QuickSpectralDense(SpectralKernel, keras.layers.Dense):
     def _operator_norm_bound(self, kernel):
         return _matrix_norm_bound(kernel)
 
-    def certified_norm(self, kernel=None):
+    def certified_norm(self, kernel: Tensor | None = None) -> Tensor:
         kernel = ops.convert_to_tensor(self.kernel if kernel is None else kernel)
         bound = super().certified_norm(kernel)
         # Kernels that took an isometry step have norms just below 1, which only the sharpest certificate finds.
         return ops.where(_norm_is_at_most_one(kernel), ops.minimum(bound, 1.0), bound)
 
-    def project(self, kernel):
+    def project(self, kernel: Tensor) -> Tensor:
         kernel = ops.convert_to_tensor(kernel)
         result, certain = _isometry_step(kernel)
         return ops.cond(certain, lambda: result, lambda: super(DP_QuickSpectralDense, self).project(kernel))
 
-    def backpropagate_params(self, input_bound, gradient_bound):
+    def backpropagate_params(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return input_bound * gradient_bound
 
 
@@ -76,7 +79,7 @@ class DP_SpectralDense(DP_QuickSpectralDense):
 
     orthogonalization_steps = 10
 
-    def project(self, kernel):
+    def project(self, kernel: Tensor) -> Tensor:
         return SpectralKernel.project(self, kernel)
 
 
@@ -98,10 +101,10 @@ class DP_QuickFrobeniusDense(DP_QuickSpectralDense):
     def _operator_norm_bound(self, kernel):
         return _linalg.euclidean_norm_bound(kernel)
 
-    def certified_norm(self, kernel=None):
+    def certified_norm(self, kernel: Tensor | None = None) -> Tensor:
         return SpectralKernel.certified_norm(self, kernel)
 
-    def project(self, kernel):
+    def project(self, kernel: Tensor) -> Tensor:
         return SpectralKernel.project(self, kernel)
 
     def _orthogonalize(self, kernel):
@@ -125,5 +128,7 @@ class DP_ContractiveDense(ContractiveKernel, DP_QuickSpectralDense):
         ValueError: for a bias, an activation without a known constant, or a constraint of one's own.
     """
 
-    def __init__(self, units, activation=None, *, kernel_initializer="zeros", **kwargs):
+    def __init__(
+        self, units: int, activation: Activation = None, *, kernel_initializer: Initializer = "zeros", **kwargs: Any
+    ) -> None:
         super().__init__(units, activation, kernel_initializer=kernel_initializer, **kwargs)

@@ -2,11 +2,13 @@
 
 import os
 import types
+from typing import Any
 
 import keras
 import numpy as np
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Bound, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer
 
 __all__ = ["DP_Dropout"]
@@ -46,7 +48,7 @@ class DP_Dropout(DPLayer, keras.layers.Layer):
         Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov: Dropout. JMLR 2014.
     """
 
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+    def __init__(self, rate: float, noise_shape: None = None, seed: None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         who = f"DP_Dropout '{self.name}'"
         self.rate = _checks.number(who, "rate", rate, at_least=0.0, below=1.0)
@@ -62,23 +64,23 @@ class DP_Dropout(DPLayer, keras.layers.Layer):
         state.assign(np.frombuffer(os.urandom(8), "uint32").astype(state.dtype))
 
     @property
-    def mask_state(self):
+    def mask_state(self) -> keras.Variable:
         """The variable that the next masks come from. Secret: for audits, which need the same masks twice."""
         return self._secret.generator.state
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Tensor, training: bool | None = False) -> Tensor:
         if not training:
             return inputs
         return keras.random.dropout(inputs, self.rate, seed=self._secret.generator)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return 1.0 / (1.0 - self.rate) * input_bound
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return 1.0 / (1.0 - self.rate) * gradient_bound
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate}

@@ -1,12 +1,14 @@
 """Embedding of tokens in a table whose rows are kept in a ball."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Bound, Initializer, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer
 from deel.lipdp.layers.bias import NormBall, check_ball, check_known_shape
 
@@ -46,7 +48,16 @@ class DP_Embedding(DPLayer, keras.layers.Layer):
         TypeError, ValueError: for an argument out of range, or, at build, an unknown number of tokens.
     """
 
-    def __init__(self, input_dim, output_dim, norm_max=1.0, *, embeddings_initializer="uniform", nm_coef=1.0, **kwargs):
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        norm_max: float = 1.0,
+        *,
+        embeddings_initializer: Initializer = "uniform",
+        nm_coef: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         who = f"DP_Embedding '{self.name}'"
         self.input_dim = _checks.integer(who, "input_dim", input_dim, at_most=_LARGEST_TABLE)
@@ -55,7 +66,7 @@ class DP_Embedding(DPLayer, keras.layers.Layer):
         self.nm_coef = _checks.number(who, "nm_coef", nm_coef, above=0.0)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_known_shape(self, input_shape, "tokens", "the gradient grows with the tokens of an example")
         self._root_tokens = math.sqrt(math.prod(input_shape[1:]))
         self.embeddings = self.add_weight(
@@ -66,29 +77,29 @@ class DP_Embedding(DPLayer, keras.layers.Layer):
         )
         self.restore_constraints()
 
-    def check(self):
+    def check(self) -> None:
         check_ball(self, self.embeddings, axis=-1)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         tokens = ops.cast(ops.clip(ops.round(inputs), 0, self.input_dim - 1), "int32")
         return ops.take(self.embeddings, tokens, axis=0)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return self._root_tokens * self.norm_max
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return 0.0 * gradient_bound
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(self, inputs: Tensor, radius: np.ndarray) -> np.ndarray:
         return np.where(radius > 0, math.inf, 0.0)  # another token
 
-    def backpropagate_params(self, input_bound, gradient_bound):
+    def backpropagate_params(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return self._root_tokens * gradient_bound
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape, self.output_dim)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "input_dim": self.input_dim,

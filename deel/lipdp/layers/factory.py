@@ -5,6 +5,7 @@ import functools
 import keras
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Shape
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
 __all__ = ["DP_GNP_Factory"]
@@ -38,11 +39,11 @@ def _refuse(who, expected, received, remedy, error=ValueError):
 class _Claimed(NonExpansive):
     """What a class of `DP_GNP_Factory` checks of each layer made from it."""
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         self.check()
 
-    def check(self):
+    def check(self) -> None:
         who = f"{type(self).__name__} '{self.name}'"
         if self.variables:
             names = [variable.name for variable in self.variables]
@@ -52,7 +53,7 @@ class _Claimed(NonExpansive):
             _refuse(who, "a 1-Lipschitz layer", f"k_coef_lip={constant}", "Leave k_coef_lip at 1.")
 
 
-def DP_GNP_Factory(layer_cls):
+def DP_GNP_Factory(layer_cls: type[keras.layers.Layer]) -> type[NonExpansive]:
     """A layer with bounds, made of a Keras layer class that **the caller claims** to be non-expansive.
 
     The claim, for every argument the class is then used with: 1-Lipschitz in the Euclidean norm of one example, zero at
@@ -114,7 +115,7 @@ def DP_GNP_Factory(layer_cls):
             received,
             "Use its counterpart in deel.lipdp.layers, or DP_Lambda with a constant that you can prove.",
         )
-    return _make(layer_cls)
+    return _make(layer_cls)  # type: ignore[arg-type]  # mypy takes no class for hashable
 
 
 @functools.cache

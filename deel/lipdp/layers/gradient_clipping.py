@@ -1,9 +1,13 @@
 """Clipping of the gradient of each example with respect to an activation: cheap, and it lowers the noise."""
 
+from typing import Any
+
 import keras
+import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks, _per_example, _scalars
+from deel.lipdp._types import Bound, Shape, Tensor
 from deel.lipdp.layers._base import NonExpansive
 
 __all__ = ["DP_ClipGradient"]
@@ -38,7 +42,7 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
         AttributeError: for setting `clip_value` where it is a constant.
     """
 
-    def __init__(self, clip_value, dynamic=False, **kwargs):
+    def __init__(self, clip_value: float, dynamic: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.dynamic = bool(dynamic)
         self._clip_value = self._checked(clip_value)
@@ -52,7 +56,7 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
             )
 
     @property
-    def clip_limits(self):
+    def clip_limits(self) -> tuple[float, float]:
         """(smallest, largest) value that a moving clip value can have."""
         return _SMALLEST_CLIP, _LARGEST_CLIP
 
@@ -61,12 +65,12 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
         return _checks.number(f"DP_ClipGradient '{self.name}'", "clip_value", value, **limits)
 
     @property
-    def clip_value(self):
+    def clip_value(self) -> float:
         """float, the norm to which cotangents are clipped."""
         return float(self._effective_clip()) if self.dynamic else self._clip_value
 
     @clip_value.setter
-    def clip_value(self, value):
+    def clip_value(self, value: float) -> None:
         if not self.dynamic:
             raise AttributeError(
                 _checks.message(
@@ -85,7 +89,7 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
         value = ops.cast(self._clip_variable, "float64")
         return ops.where(value >= _SMALLEST_CLIP, ops.minimum(value, _LARGEST_CLIP), _SMALLEST_CLIP)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         # Read outside the function below: a custom gradient reads no variable inside of it.
         radius = ops.cast(self._effective_clip(), self.compute_dtype)
 
@@ -99,14 +103,14 @@ class DP_ClipGradient(NonExpansive, keras.layers.Layer):
 
         return identity(inputs)
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return _scalars.minimum(gradient_bound, self._effective_clip())
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(self, inputs: Tensor, radius: np.ndarray) -> np.ndarray:
         return radius
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "clip_value": self.clip_value, "dynamic": self.dynamic}

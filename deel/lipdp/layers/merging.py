@@ -3,11 +3,13 @@
 import functools
 import math
 import operator
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Bound, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer
 
 __all__ = ["DP_Add", "DP_Concatenate"]
@@ -30,7 +32,7 @@ class DP_Add(DPLayer, keras.layers.Add):
         ValueError: at build, for fewer than two inputs or shapes that differ: broadcasting would repeat values.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[Shape]) -> None:
         super().build(input_shape)
         if len({tuple(shape)[1:] for shape in input_shape}) > 1:
             raise ValueError(
@@ -42,18 +44,18 @@ class DP_Add(DPLayer, keras.layers.Add):
                 )
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[Tensor]) -> Tensor:
         # Keras's own sum takes an empty batch for a bias, and fails.
         return functools.reduce(operator.add, inputs)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: tuple[float, ...]) -> float:
         return sum(input_bound)
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: tuple[float, ...], gradient_bound: Bound) -> tuple[Bound, ...]:
         return tuple(gradient_bound for _ in input_bound)
 
-    def perturbation_bound(self, inputs, radius):
-        return sum(radius)
+    def perturbation_bound(self, inputs: tuple[Tensor, ...], radius: tuple[np.ndarray, ...]) -> np.ndarray:
+        return functools.reduce(operator.add, radius)
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -78,7 +80,7 @@ class DP_Concatenate(DPLayer, keras.layers.Concatenate):
 
     joint_gradient = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[Shape]) -> None:
         super().build(input_shape)
         if self.axis % len(input_shape[0]) == 0:
             raise ValueError(
@@ -90,11 +92,11 @@ class DP_Concatenate(DPLayer, keras.layers.Concatenate):
                 )
             )
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: tuple[float, ...]) -> float:
         return math.hypot(*input_bound)
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: tuple[float, ...], gradient_bound: Bound) -> tuple[Bound, ...]:
         return tuple(gradient_bound for _ in input_bound)
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(self, inputs: tuple[Tensor, ...], radius: tuple[np.ndarray, ...]) -> np.ndarray:
         return np.linalg.norm(radius, axis=0)

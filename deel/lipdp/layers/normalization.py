@@ -1,12 +1,14 @@
 """Centring and scaling of one example at a time. Nothing here looks across the batch."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from deel.lipdp import _checks, _per_example
+from deel.lipdp._types import Bound, Ints, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 from deel.lipdp.layers.bias import check_known_shape
 
@@ -32,7 +34,7 @@ class DP_LayerCentering(NonExpansive, keras.layers.Layer):
         ValueError: at build, if an axis is the batch axis or does not exist.
     """
 
-    def __init__(self, axis=None, **kwargs):
+    def __init__(self, axis: Ints | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if axis is not None:
             axis = _checks.integers(f"DP_LayerCentering '{self.name}'", "axis", axis, at_least=-32)
@@ -53,16 +55,16 @@ class DP_LayerCentering(NonExpansive, keras.layers.Layer):
             )
         return axes
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self._axes(len(input_shape))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return inputs - ops.mean(inputs, axis=self._axes(len(inputs.shape)), keepdims=True)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "axis": self.axis}
 
 
@@ -104,30 +106,30 @@ class DP_NormalizeToBall(DPLayer, keras.layers.Layer):
         TypeError, ValueError: for arguments out of range.
     """
 
-    def __init__(self, radius=1.0, minimum_norm=1e-3, **kwargs):
+    def __init__(self, radius: float = 1.0, minimum_norm: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         who = f"DP_NormalizeToBall '{self.name}'"
         self.radius = _checks.number(who, "radius", radius, above=0.0, at_most=1e15)
         self.minimum_norm = _checks.number(who, "minimum_norm", minimum_norm, at_least=1e-15)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return _scaled(inputs, tuple(range(1, len(inputs.shape))), self.radius, self.minimum_norm)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return min(self.radius, self.radius / self.minimum_norm * input_bound)
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return self.radius / self.minimum_norm * gradient_bound
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(self, inputs: Tensor, radius: np.ndarray) -> np.ndarray:
         rows = np.asarray(inputs, "float64").reshape(len(radius), -1)
         slope = _slope(np.linalg.norm(rows, axis=1), radius, self.radius, self.minimum_norm)
         return np.minimum(slope * radius, 2.0 * self.radius)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "radius": self.radius, "minimum_norm": self.minimum_norm}
 
 
@@ -155,14 +157,14 @@ class DP_GroupNormalization(DPLayer, keras.layers.Layer):
         TypeError, ValueError: for arguments out of range; at build if the channels cannot be shared out.
     """
 
-    def __init__(self, groups, radius=1.0, minimum_norm=1e-3, **kwargs):
+    def __init__(self, groups: int, radius: float = 1.0, minimum_norm: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         who = f"DP_GroupNormalization '{self.name}'"
         self.groups = _checks.integer(who, "groups", groups)
         self.radius = _checks.number(who, "radius", radius, above=0.0, at_most=1e15)
         self.minimum_norm = _checks.number(who, "minimum_norm", minimum_norm, at_least=1e-15)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_known_shape(self, input_shape, "..., channels", "the mean of a group is over all its entries")
         if input_shape[-1] % self.groups:
             raise ValueError(
@@ -174,7 +176,7 @@ class DP_GroupNormalization(DPLayer, keras.layers.Layer):
                 )
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         centred = self._centred_groups(inputs)
         scaled = _scaled(centred, (1, 3), self.radius / math.sqrt(self.groups), self.minimum_norm)
         return ops.reshape(scaled, (-1, *inputs.shape[1:]))
@@ -187,23 +189,23 @@ class DP_GroupNormalization(DPLayer, keras.layers.Layer):
     def _largest_slope(self):
         return self.radius / (math.sqrt(self.groups) * self.minimum_norm)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return min(self.radius, self._largest_slope() * input_bound)
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return self._largest_slope() * gradient_bound
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(self, inputs: Tensor, radius: np.ndarray) -> np.ndarray:
         groups = np.asarray(self._centred_groups(inputs), "float64")
         norms = np.sqrt((groups**2).sum(axis=(1, 3)))
         # However the perturbation is shared out, no group is steeper than the steepest one that takes all of it.
         slopes = _slope(norms, radius[:, None], self.radius / math.sqrt(self.groups), self.minimum_norm)
         return np.minimum(slopes.max(axis=1) * radius, 2.0 * self.radius)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "groups": self.groups,

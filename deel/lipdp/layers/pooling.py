@@ -1,6 +1,7 @@
 """Pooling: by the Euclidean norm of each window, its largest entry or its mean."""
 
 import math
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras import ops
 from deel.lipdp import _checks
 from deel.lipdp._convolution import window_positions
 from deel.lipdp._per_example import half_squares, root
+from deel.lipdp._types import Bound, Ints, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer, NonExpansive
 
 __all__ = [
@@ -27,7 +29,7 @@ _EIGENVALUE_SLACK = 1.0 + 1e-10
 _SPATIAL_AXES = {1: "steps", 2: "rows, cols"}
 
 
-def check_image(layer, input_shape, num_axes):
+def check_image(layer: keras.layers.Layer, input_shape: Shape, num_axes: int) -> None:
     """Refuses an input that is no image, or of unknown size."""
     if len(input_shape) != num_axes + 2 or None in input_shape[1:-1]:
         axes = _SPATIAL_AXES[num_axes]
@@ -46,7 +48,13 @@ class _Pooling(DPLayer, keras.layers.Layer):
 
     num_axes = 2
 
-    def __init__(self, pool_size=2, strides=None, padding="valid", **kwargs):
+    def __init__(
+        self,
+        pool_size: Ints = 2,
+        strides: Ints | None = None,
+        padding: Literal["valid", "same"] = "valid",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         who, length = f"{type(self).__name__} '{self.name}'", self.num_axes
         self.pool_size = _checks.integers(who, "pool_size", pool_size, length=length)
@@ -63,7 +71,7 @@ class _Pooling(DPLayer, keras.layers.Layer):
         totals = [max((windows - 1) * s + k - n, 0) for n, k, s, windows in self._axes(input_shape)]
         return [(total // 2, total - total // 2) for total in totals]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_image(self, input_shape, self.num_axes)
         if min(self.compute_output_shape(input_shape)[1:-1]) < 1:
             raise ValueError(
@@ -86,16 +94,16 @@ class _Pooling(DPLayer, keras.layers.Layer):
         """Root of the largest number of windows that one entry is in."""
         return math.sqrt(math.prod(int(along.sum(0).max()) for along in covers))
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return self._constant * input_bound
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return self._constant * gradient_bound
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], *(windows for *_, windows in self._axes(input_shape)), input_shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "pool_size": self.pool_size,
@@ -105,7 +113,7 @@ class _Pooling(DPLayer, keras.layers.Layer):
 
 
 class _L2NormPooling(_Pooling):
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         squares = half_squares(inputs)
         if self.padding == "same":
             # Padded here, since average pooling with "same" divides by the number of real entries.
@@ -192,7 +200,7 @@ class DP_MaxPool2D(_Pooling):
         TypeError, ValueError: for arguments out of range, or, at build, an image of unknown size.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.max_pool(inputs, self.pool_size, self.strides, self.padding, data_format="channels_last")
 
 
@@ -223,7 +231,7 @@ class DP_AveragePooling2D(_Pooling):
         TypeError, ValueError: for arguments out of range, or, at build, an image of unknown size.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.average_pool(inputs, self.pool_size, self.strides, self.padding, data_format="channels_last")
 
     def _lipschitz_constant(self, covers):
@@ -232,19 +240,19 @@ class DP_AveragePooling2D(_Pooling):
 
 
 class _GlobalPooling2D(DPLayer, keras.layers.Layer):
-    def __init__(self, keepdims=False, **kwargs):
+    def __init__(self, keepdims: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         who = f"{type(self).__name__} '{self.name}'"
         self.keepdims = _checks.choice(who, "keepdims", keepdims, {False: False, True: True})
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_image(self, input_shape, 2)
         self._positions = math.prod(input_shape[1:3])
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], *((1, 1) if self.keepdims else ()), input_shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "keepdims": self.keepdims}
 
 
@@ -267,13 +275,13 @@ class DP_GlobalAveragePooling2D(_GlobalPooling2D):
         ValueError: for `keepdims`, or, at build, an image of unknown size.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.mean(inputs, axis=(1, 2), keepdims=self.keepdims)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> float:
         return self._positions**-0.5 * input_bound
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: Bound) -> Bound:
         return self._positions**-0.5 * gradient_bound
 
 
@@ -298,6 +306,6 @@ class DP_ScaledGlobalL2NormPooling2D(NonExpansive, _GlobalPooling2D):
         Boureau, Ponce, LeCun: A theoretical analysis of feature pooling in visual recognition. ICML 2010.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         energy = ops.sum(half_squares(inputs), axis=(1, 2), keepdims=self.keepdims)
         return root(energy, self._positions)

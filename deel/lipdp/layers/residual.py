@@ -4,15 +4,22 @@ Between `DP_SplitResidual` and `DP_MergeResidual` the layers of a list pass on a
 skip connection.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeAlias
+
 import keras
+import numpy as np
 
 from deel.lipdp import _checks
+from deel.lipdp._types import Bound, Shape, Tensor
 from deel.lipdp.layers._base import DPLayer
 from deel.lipdp.layers.activations import DP_GroupSort
 from deel.lipdp.layers.core import DP_Permute
 from deel.lipdp.layers.dense import DP_QuickSpectralDense
 
 __all__ = ["DP_MergeResidual", "DP_SplitResidual", "DP_WrappedResidual", "make_mixer_block", "make_residuals"]
+
+MergePolicy: TypeAlias = Literal["1-lip-add", "add"]
 
 # Factor of the sum of branch and skip connection.
 _MERGE_POLICIES = {"add": 1.0, "1-lip-add": 0.5}
@@ -29,19 +36,19 @@ class DP_SplitResidual(DPLayer, keras.layers.Layer):
     those of both copies, so it is at most the sum of their bounds.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> list[Tensor]:
         return [inputs, inputs]
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: float) -> tuple[float, float]:
         return input_bound, input_bound
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: float, gradient_bound: tuple[Bound, Bound]) -> Bound:
         return sum(gradient_bound)
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(self, inputs: Tensor, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return radius, radius
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> list[Shape]:
         return [tuple(input_shape), tuple(input_shape)]
 
 
@@ -64,7 +71,7 @@ class DP_WrappedResidual(DPLayer, keras.layers.Wrapper):
         TypeError: if `layer` is not a `DPLayer`.
     """
 
-    def __init__(self, layer, name=None, **kwargs):
+    def __init__(self, layer: DPLayer, name: str | None = None, **kwargs: Any) -> None:
         if not isinstance(layer, DPLayer):
             raise TypeError(
                 _checks.message(
@@ -77,39 +84,43 @@ class DP_WrappedResidual(DPLayer, keras.layers.Wrapper):
         super().__init__(layer, name=name or f"{layer.name}_residual", **kwargs)
 
     @property
-    def nm_coef(self):
+    def nm_coef(self) -> float:  # type: ignore[override]  # of the layer inside, so it cannot be set here
         """float, that of the layer."""
         return self.layer.nm_coef
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[Shape]) -> None:
         branch, _ = input_shape
         if not self.layer.built:
             self.layer.build(tuple(branch))
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Sequence[Tensor], training: bool | None = None) -> list[Tensor]:
         branch, skip = inputs
         arguments = {"training": training} if self.layer._call_has_training_arg else {}
         return [self.layer(branch, **arguments), skip]
 
-    def check(self):
+    def check(self) -> None:
         self.layer.check()
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: tuple[float, float]) -> tuple[float, float]:
         branch, skip = input_bound
         return self.layer.propagate_inputs(branch), skip
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(
+        self, input_bound: tuple[float, float], gradient_bound: tuple[Bound, Bound]
+    ) -> tuple[Bound, Bound]:
         branch, skip = gradient_bound
         return self.layer.backpropagate_inputs(input_bound[0], branch), skip
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(
+        self, inputs: tuple[Tensor, Tensor], radius: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
         return self.layer.perturbation_bound(inputs[0], radius[0]), radius[1]
 
-    def backpropagate_params(self, input_bound, gradient_bound):
+    def backpropagate_params(self, input_bound: tuple[float, float], gradient_bound: tuple[Bound, Bound]) -> Bound:
         return self.layer.backpropagate_params(input_bound[0], gradient_bound[0])
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[Shape]) -> list[Shape]:
         branch, skip = input_shape
         return [tuple(self.layer.compute_output_shape(tuple(branch))), tuple(skip)]
 
@@ -133,12 +144,12 @@ class DP_MergeResidual(DPLayer, keras.layers.Layer):
         ValueError: for another policy, or shapes that differ.
     """
 
-    def __init__(self, merge_policy="1-lip-add", **kwargs):
+    def __init__(self, merge_policy: MergePolicy = "1-lip-add", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._factor = _checks.choice(f"DP_MergeResidual '{self.name}'", "merge_policy", merge_policy, _MERGE_POLICIES)
         self.merge_policy = merge_policy
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[Shape]) -> None:
         shapes = [tuple(shape) for shape in input_shape]
         if len(shapes) != 2 or shapes[0][1:] != shapes[1][1:]:
             raise ValueError(
@@ -150,28 +161,28 @@ class DP_MergeResidual(DPLayer, keras.layers.Layer):
                 )
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[Tensor]) -> Tensor:
         branch, skip = inputs
         return self._factor * (branch + skip)
 
-    def propagate_inputs(self, input_bound):
+    def propagate_inputs(self, input_bound: tuple[float, float]) -> float:
         branch, skip = input_bound
         return self._factor * (branch + skip)
 
-    def backpropagate_inputs(self, input_bound, gradient_bound):
+    def backpropagate_inputs(self, input_bound: tuple[float, float], gradient_bound: Bound) -> tuple[Bound, Bound]:
         return self._factor * gradient_bound, self._factor * gradient_bound
 
-    def perturbation_bound(self, inputs, radius):
+    def perturbation_bound(self, inputs: tuple[Tensor, Tensor], radius: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         return self._factor * sum(radius)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[Shape]) -> Shape:
         return tuple(input_shape[0])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "merge_policy": self.merge_policy}
 
 
-def make_residuals(merge_policy, wrapped_layers):
+def make_residuals(merge_policy: MergePolicy, wrapped_layers: Iterable[DPLayer]) -> list[DPLayer]:
     """A residual block, as layers for the list of a `DP_Model`.
 
     Args:
@@ -193,8 +204,14 @@ def make_residuals(merge_policy, wrapped_layers):
 
 
 def make_mixer_block(
-    num_tokens, channels, *, token_units=None, channel_units=None, activation=DP_GroupSort, merge_policy="1-lip-add"
-):
+    num_tokens: int,
+    channels: int,
+    *,
+    token_units: int | None = None,
+    channel_units: int | None = None,
+    activation: Callable[[], DPLayer] = DP_GroupSort,
+    merge_policy: MergePolicy = "1-lip-add",
+) -> list[DPLayer]:
     """A block of an MLP-Mixer, as layers for the list of a `DP_Model`: mix the tokens, then the channels.
 
     Args:

@@ -5,6 +5,7 @@ in the frequency domain, so that the layer's norm is known exactly.
 """
 
 import math
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from keras import ops
 
 from deel.lipdp import _checks
 from deel.lipdp._per_example import half_squares, root
+from deel.lipdp._types import Shape, Tensor
 from deel.lipdp.layers._base import NonExpansive
 from deel.lipdp.layers.bias import check_known_shape
 from deel.lipdp.layers.pooling import check_image
@@ -121,7 +123,7 @@ class DP_Scattering2D(NonExpansive, keras.layers.Layer):
         TypeError, ValueError: for arguments out of range; at build for an input without a known image shape.
     """
 
-    def __init__(self, scales=2, angles=8, order=2, **kwargs):
+    def __init__(self, scales: int = 2, angles: int = 8, order: Literal[1, 2] = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         who = f"DP_Scattering2D '{self.name}'"
         self.scales = _checks.integer(who, "scales", scales)
@@ -129,12 +131,12 @@ class DP_Scattering2D(NonExpansive, keras.layers.Layer):
         self.order = _checks.integer(who, "order", order, at_most=2)
 
     @property
-    def paths(self):
+    def paths(self) -> int:
         """int, output channels for each input channel."""
         second = self.angles**2 * self.scales * (self.scales - 1) // 2
         return 1 + self.angles * self.scales + (second if self.order == 2 else 0)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_image(self, input_shape, 2)
         check_known_shape(self, input_shape, "rows, cols, channels", "each channel has its own paths")
         stride, pixels = 2**self.scales, input_shape[1:3]
@@ -145,7 +147,7 @@ class DP_Scattering2D(NonExpansive, keras.layers.Layer):
         self._wavelets = wavelets.astype(self.compute_dtype)
         self._averages = [_averaging(low_pass, stride, n).astype(self.compute_dtype) for n in pixels]
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         images = ops.pad(ops.transpose(inputs, (0, 3, 1, 2)), [(0, 0), (0, 0), *self._padding])[:, :, None]
         parts = [self._average(images)]
         spectrum = ops.fft2((images, ops.zeros_like(images)))
@@ -166,11 +168,11 @@ class DP_Scattering2D(NonExpansive, keras.layers.Layer):
         rows, cols = self._averages
         return ops.matmul(ops.matmul(rows, images), np.transpose(cols))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, *pixels, channels = input_shape
         return (batch, *(-(-n // 2**self.scales) for n in pixels), channels * self.paths)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "scales": self.scales, "angles": self.angles, "order": self.order}
 
 

@@ -4,8 +4,11 @@ import functools
 import operator
 import re
 import textwrap
+from collections.abc import Mapping, Sequence
 
+from deel.lipdp.layers import DPLayer
 from deel.lipdp.testing._contract import CHECKS, Trial
+from deel.lipdp.testing._search import WorstCase
 from deel.lipdp.testing._subject import Subject
 
 __all__ = ["LayerCheckError", "check_dp_layer"]
@@ -20,7 +23,7 @@ class LayerCheckError(AssertionError):
         passed: int, number of checks that found nothing.
     """
 
-    def __init__(self, layer, failures, passed):
+    def __init__(self, layer: DPLayer, failures: Mapping[str, list[str]], passed: int) -> None:
         self.failures = failures
         lines = [f"- {name}: {text}" for name, texts in failures.items() for text in texts]
         total = len(failures) + passed
@@ -29,15 +32,15 @@ class LayerCheckError(AssertionError):
 
 
 def check_dp_layer(
-    layer,
-    input_shape,
+    layer: DPLayer,
+    input_shape: Sequence[int] | Sequence[Sequence[int]],
     *,
-    input_bound=1.0,
-    gradient_bound=1.0,
-    restarts=4,
-    steps=10,
-    seed=0,
-):
+    input_bound: float | tuple[float, ...] = 1.0,
+    gradient_bound: float | tuple[float, ...] = 1.0,
+    restarts: int = 4,
+    steps: int = 10,
+    seed: int = 0,
+) -> WorstCase:
     """Tries to show that a layer breaks what `DPLayer` asks of it. For anyone who writes a layer.
 
     What is tried, by the name that a failure is reported under:

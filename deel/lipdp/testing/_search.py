@@ -5,10 +5,12 @@ It can show that a bound is false; it cannot prove one. The proof belongs into t
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from deel.lipdp.layers import DPLayer
 from deel.lipdp.testing._starts import admissible_weights, projection, start_pairs
 from deel.lipdp.testing._subject import Subject, norms
 
@@ -48,26 +50,26 @@ class WorstCase:
     parameter_gradient: float | None
     joint_gradient: float | None = None
 
-    def violations(self, tolerance=ROUNDING_TOLERANCE):
+    def violations(self, tolerance: float = ROUNDING_TOLERANCE) -> list[str]:
         """Names of the bounds that were exceeded by more than `tolerance`, relative."""
         return [name for name, ratio in dataclasses.asdict(self).items() if (ratio or 0.0) > 1.0 + tolerance]
 
-    def __or__(self, other):
+    def __or__(self, other: "WorstCase") -> "WorstCase":
         """The larger of each ratio."""
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return WorstCase(*(a if b is None else b if a is None else max(a, b) for a, b in pairs))
 
 
 def search_worst_case(
-    layer,
-    input_shape,
+    layer: DPLayer,
+    input_shape: Sequence[int] | Sequence[Sequence[int]],
     *,
-    input_bound=1.0,
-    gradient_bound=1.0,
-    restarts=4,
-    steps=10,
-    seed=0,
-):
+    input_bound: float | tuple[float, ...] = 1.0,
+    gradient_bound: float | tuple[float, ...] = 1.0,
+    restarts: int = 4,
+    steps: int = 10,
+    seed: int = 0,
+) -> WorstCase:
     """Looks for one example, one cotangent and admissible weights that exceed a layer's three bounds.
 
     For each kernel (random, orthogonal, rank-one, constant, single-tap and far too large ones, each passed through the
