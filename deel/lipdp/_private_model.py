@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import logging
 import types
 
@@ -28,6 +29,7 @@ from deel.lipdp.bounds import (
     output_gradient_bound_in_force,
     variable_key,
 )
+from deel.lipdp.layers import DP_ClipGradient
 from deel.lipdp.ledger import Ledger
 from deel.lipdp.noise import joint_noise_multiplier, noise_stddevs
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
@@ -41,6 +43,20 @@ _NO_LIMIT = np.iinfo("int64").max
 
 # Noise below this would be flushed to zero in single precision, with the gradient unprotected.
 _SMALLEST_STDDEV = 1e-30
+
+# Of a bound that was computed twice.
+_ROUNDING = 1e-6
+
+# Functions that DP_Lambda may end a model with.
+_PROBABILITIES = ("hard_sigmoid", "sigmoid", "softmax")
+
+
+def _takes_probabilities(loss):
+    """Whether a loss of Keras, a function or an object, was left at `from_logits=False`."""
+    if isinstance(loss, keras.losses.Loss):
+        return getattr(loss, "from_logits", None) is False
+    parameter = inspect.signature(loss).parameters.get("from_logits")
+    return parameter is not None and parameter.default is False
 
 
 def _refuse(who, expected, received, remedy, error=ValueError):
@@ -158,6 +174,7 @@ class PrivateModel:
         if self.layers_forward_order():
             check_model(self)
             output_gradient_bound(self)
+            self._warn_of_what_may_not_be_meant()
         width = self.output_shape[-1] if self.built else None
         if width and width > 1 and getattr(self.loss_function, "num_outputs", width) is None:
             _logger.warning(
@@ -167,6 +184,31 @@ class PrivateModel:
                 type(self.loss_function).__name__,
                 width,
             )
+
+    def _warn_of_what_may_not_be_meant(self):
+        if _takes_probabilities(self.loss_function) and not self._ends_in_probabilities():
+            name = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
+            _logger.warning(
+                "%s: the loss %s takes probabilities, and the model gives logits: it will not learn. Use "
+                "keras.losses.%s(from_logits=True), or a loss of deel.lipdp.losses.",
+                self._who(),
+                name,
+                "".join(word[:1].upper() + word[1:] for word in name.split("_")),
+            )
+        guard, max_norm = self.layers_forward_order()[0], self.dataset_metadata.max_norm
+        if guard.upper_bound > max_norm * (1 + _ROUNDING):
+            _logger.warning(
+                "%s: upper_bound=%g of DP_BoundedInput is above max_norm=%g of the metadata: the noise is made for "
+                "upper_bound, and shorter examples drown in it. Pass the smaller one as upper_bound.",
+                self._who(),
+                guard.upper_bound,
+                max_norm,
+            )
+
+    def _ends_in_probabilities(self):
+        """Whether the last layer, but for a clip of gradients, is a function known to give numbers in [0, 1]."""
+        last = next((layer for layer in self.layers_backward_order() if not isinstance(layer, DP_ClipGradient)), None)
+        return getattr(getattr(last, "function", None), "__name__", None) in _PROBABILITIES
 
     def get_compile_config(self):
         """As in Keras, with `microbatch_size`."""

@@ -226,7 +226,8 @@ def output_gradient_bound_in_force(model):
             f"{type(model).__name__} '{model.name}'",
             "a loss with a known Lipschitz constant (get_L)",
             "no compiled loss" if loss is None else f"loss={loss!r}",
-            "Use a loss of deel.lipdp.losses, or end the model with DP_ClipGradient(clip_value).",
+            "Use a loss of deel.lipdp.losses, or end the model with DP_ClipGradient(clip_value): a Keras cross-entropy "
+            "then needs from_logits=True.",
         )
     return bound
 

@@ -121,8 +121,8 @@ class DP_Accountant(keras.callbacks.Callback):
         if self.model.ledger.seeded:
             remedy = "Leave the seeds out: whoever knows one can subtract the noise"
         _logger.warning(
-            "DP_Accountant: no step fits %s (epsilon %.6g is spent already): training ends, and the loss and the metrics "
-            "of this epoch are those of no example. %s.",
+            "DP_Accountant: no step fits %s (epsilon %.6g is spent already): training ends, and the loss and the "
+            "metrics of this epoch are those of no example. %s.",
             budget,
             spent,
             remedy,

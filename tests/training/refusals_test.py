@@ -11,6 +11,7 @@ from deel.lipdp.layers import (
     DP_BoundedInput,
     DP_ClipGradient,
     DP_Flatten,
+    DP_Lambda,
     DP_MergeResidual,
     DP_QuickSpectralConv2D,
     DP_QuickSpectralDense,
@@ -190,8 +191,10 @@ def test_mixed_precision():
 @pytest.mark.parametrize("loss", ["mse", None, keras.losses.Huber(), ["mse", "mse"]])
 def test_a_loss_without_a_bound(loss):
     private = model(dense_list())
-    with pytest.raises(ValueError, match="deel.lipdp.losses"):
+    with pytest.raises(ValueError, match="deel.lipdp.losses") as refusal:
         private.compile(loss=loss)
+    one_loss = loss is not None and not isinstance(loss, list)
+    assert ("from_logits=True" in str(refusal.value)) is one_loss
 
 
 @pytest.mark.parametrize(("num_outputs", "warnings"), [(None, 1), (NUM_CLASSES, 0)])
@@ -208,6 +211,51 @@ def test_a_foreign_loss_with_the_remedy_is_accepted():
     private = model([*dense_list(), DP_ClipGradient(0.5)], loss=keras.losses.Huber())
     private.train_on_batch(x, y)
     assert compute_gradient_bounds(private)["logits/kernel"] == pytest.approx(3.0 * 0.5 * (1 + ROUNDING_SLACK))
+
+
+def warnings_of(caplog, words):
+    return [record.getMessage() for record in caplog.records if words in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("loss", "remedy"),
+    [
+        ("categorical_crossentropy", "CategoricalCrossentropy"),
+        ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"),
+        ("bce", "BinaryCrossentropy"),
+        (keras.losses.BinaryCrossentropy(), "BinaryCrossentropy"),
+        (keras.losses.CategoricalFocalCrossentropy(), "CategoricalFocalCrossentropy"),
+    ],
+)
+@BOTH
+def test_a_loss_of_probabilities_on_logits_warns(loss, remedy, cls, caplog):
+    private = model([*dense_list(), DP_ClipGradient(0.5)], cls=cls, loss=loss)
+    [warning] = warnings_of(caplog, "takes probabilities")
+    assert private.name in warning and f"keras.losses.{remedy}(from_logits=True)" in warning
+    assert isinstance(getattr(keras.losses, remedy)(from_logits=True), keras.losses.Loss)
+    assert "deel.lipdp.losses" in warning
+
+
+@pytest.mark.parametrize(
+    ("last", "loss"),
+    [
+        ([], keras.losses.CategoricalCrossentropy(from_logits=True)),
+        ([], keras.losses.Huber()),
+        ([], "mse"),
+        ([DP_Lambda(keras.activations.sigmoid, lipschitz_constant=0.25, norm_at_zero=1.0)], "binary_crossentropy"),
+    ],
+)
+def test_a_loss_of_what_the_model_gives_does_not_warn(last, loss, caplog):
+    model([*dense_list(), *last, DP_ClipGradient(0.5)], loss=loss)
+    assert not warnings_of(caplog, "takes probabilities")
+
+
+@pytest.mark.parametrize(("upper_bound", "count"), [(3.0, 0), (0.5, 0), (3.1, 1), (300.0, 1)])
+@BOTH
+def test_a_guard_wider_than_the_data_warns(upper_bound, count, cls, caplog):
+    model([DP_BoundedInput(upper_bound, input_shape=SHAPE), *dense_list()[1:]], cls=cls)
+    found = warnings_of(caplog, "max_norm=3 of the metadata")
+    assert len(found) == count and all(f"upper_bound={upper_bound:g}" in warning for warning in found)
 
 
 def test_dense_labels_for_a_one_hot_loss():
