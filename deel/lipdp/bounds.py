@@ -6,6 +6,7 @@ import math
 import keras
 
 from deel.lipdp import _checks, _scalars
+from deel.lipdp._replacements import remedy_for
 from deel.lipdp.layers import DP_BoundedInput, DP_ClipGradient, DP_InputLayer, DPLayer
 
 __all__ = [
@@ -79,7 +80,7 @@ def _check_layer(layer):
             who,
             "a layer with bounds (a DPLayer)",
             f"a {type(layer).__module__}.{type(layer).__name__}",
-            "Use its counterpart in deel.lipdp.layers, or write one: subclass DPLayer.",
+            remedy_for(layer),
             TypeError,
         )
     policy = layer.dtype_policy

@@ -81,6 +81,45 @@ def test_a_layer_without_bounds(cls):
         model(dense_list(keras.layers.Dropout(0.5, name="drop")), cls=cls)
 
 
+class Own(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda: keras.layers.Dense(36), "Use DP_QuickSpectralDense; deel.lipdp.convert replaces"),
+        (lambda: keras.layers.Dense(36, "relu"), "Use DP_QuickSpectralDense and DP_ReLU; deel.lipdp.convert"),
+        (lambda: keras.layers.Embedding(10, 2), "Use DP_Embedding; "),
+        (lambda: keras.layers.BatchNormalization(), "Leave it out: it mixes the examples of a batch"),
+        (lambda: keras.layers.Softmax(), "Leave it out: the losses take logits."),
+        (lambda: keras.layers.Activation("softmax"), "Leave it out: the losses take logits."),
+        (lambda: keras.layers.GaussianNoise(0.1), "Its random numbers come from a known seed: leave it out"),
+        (lambda: keras.layers.ZeroPadding2D(), "Use DP_GNP_Factory\\(keras.layers.ZeroPadding2D\\); "),
+        (Own, "No counterpart of .*Own is known: subclass DPLayer"),
+    ],
+)
+@pytest.mark.parametrize("cls", [DP_Sequential, DP_Model, None])
+def test_a_plain_layer_is_refused_by_the_name_of_its_counterpart(make, remedy, cls):
+    """None: a list whose layers were not built yet."""
+    layers = dense_list(make()) if "ZeroPadding" not in remedy else [DP_BoundedInput(3.0, input_shape=SHAPE), make()]
+    if cls is None:
+        layers[0] = DP_BoundedInput(3.0)
+    with pytest.raises(TypeError, match=f"a layer with bounds .*{remedy}"):
+        model(layers, cls=cls or DP_Sequential)
+
+
+def test_plain_merges_are_refused_by_the_name_of_their_counterpart():
+    for merge in (keras.layers.Add(), keras.ops.add, lambda pair: pair[0] + pair[1]):
+        inputs = keras.Input(SHAPE)
+        x = DP_Flatten()(DP_BoundedInput(3.0)(inputs))
+        pair = [DP_QuickSpectralDense(4)(x) for _ in range(2)]
+        outputs = merge(*pair) if merge is keras.ops.add else merge(pair)
+        with pytest.raises(TypeError, match="a layer with bounds .*Use DP_MergeResidual; .*DP_Add is the sum"):
+            DP_Model(inputs=inputs, outputs=outputs, dp_parameters=parameters(), dataset_metadata=metadata())
+
+
 @BOTH
 def test_a_layer_that_states_nothing(cls):
     class Silent(DPLayer, keras.layers.Layer):
