@@ -239,7 +239,8 @@ class PrivateModel:
             A `keras.callbacks.History`.
 
         Raises:
-            ValueError: for data that contradict the metadata, or class weights above 1.
+            ValueError: for data that contradict the metadata, class weights above 1, or, with a data set, a class
+                without a weight or a `validation_split`.
         """
         if class_weight is not None and not all(0.0 <= w <= 1.0 for w in class_weight.values()):
             _refuse(
@@ -248,7 +249,13 @@ class PrivateModel:
                 f"class_weight={class_weight}",
                 "Larger ones would be undone by the gradient bound: divide all by the largest.",
             )
+        if isinstance(x, tf.data.Dataset):
+            self._check_arguments_of_a_dataset(class_weight, **kwargs)
         sampler = self._check_data(x)
+        if self.dp_parameters.noise_multiplier == 0:
+            _logger.warning(
+                "%s: noise_multiplier=0: no noise is added, so nothing is private and epsilon is infinite.", self._who()
+            )
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it ignores shuffle=True
         if batch_size is not None and batch_size != self.dataset_metadata.batch_size:
@@ -262,6 +269,26 @@ class PrivateModel:
             history = super().fit(x, y, batch_size=batch_size, epochs=epochs, class_weight=class_weight, **kwargs)
         self.restore_constraints()  # optimizers may average weights when training ends
         return history
+
+    def _check_arguments_of_a_dataset(self, class_weight, validation_split=0.0, validation_data=None, **_):
+        if validation_split and validation_data is None:
+            _refuse(
+                self._who(),
+                "validation_split together with arrays only",
+                f"validation_split={validation_split} with a data set",
+                "Split the arrays first, make the data set of one part, and pass the other as validation_data=(x, y).",
+            )
+        if class_weight is not None:
+            width = self.output_shape[-1] if self.built else 1
+            classes = range(width if width > 1 else self.dataset_metadata.nb_classes or 2)
+            missing = [label for label in classes if label not in class_weight]
+            if missing:
+                _refuse(
+                    self._who(),
+                    f"class_weight with a key for each of the classes 0 to {classes[-1]}",
+                    f"none for {missing}",
+                    "Give the others weight 1.0.",
+                )
 
     def train_on_batch(self, *args, **kwargs):
         """As in Keras; the batch is of unknown origin and priced as one full release."""
@@ -343,7 +370,8 @@ class PrivateModel:
             self._refuse_batch_size(found)
         _logger.warning(
             "%s: the sampling of the batches is not declared, so each step is priced as one full release (zero_out "
-            "relation, no amplification). Use poisson_batches for a far smaller epsilon.",
+            "relation, no amplification). "
+            "deel.lipdp.sampling.poisson_batches(x, y, batch_size) makes batches of a far smaller epsilon.",
             self._who(),
         )
         return None

@@ -320,6 +320,50 @@ def test_class_weights_above_one():
     assert private.ledger.steps == 1
 
 
+def test_a_data_set_needs_a_weight_for_each_class():
+    x, y = data(40)
+    private = model()
+    for weights, missing in [({0: 1.0, 1: 0.5}, [2, 3]), ({0: 1.0, 3: 0.5}, [1, 2])]:
+        with pytest.raises(
+            ValueError, match=rf"classes 0 to 3. Received: none for \{missing}. Give the others weight 1"
+        ):
+            private.fit(poisson_batches(x, y, 8), class_weight=weights)
+    assert private.ledger.steps == 0
+    private.fit(poisson_batches(x, y, 8), class_weight=dict.fromkeys(range(4), 0.5), verbose=0)
+    private.fit(x, y, class_weight={0: 1.0, 1: 0.5}, verbose=0)  # Keras gives the others weight 1 here
+    one = model([*dense_list()[:-1], DP_QuickSpectralDense(1)], loss=DP_TauBCE(num_outputs=1))
+    object.__setattr__(one.dataset_metadata, "nb_classes", None)
+    with pytest.raises(ValueError, match=r"classes 0 to 1. Received: none for \[1\]"):
+        one.fit(poisson_batches(x, y[:, :1], 8), class_weight={0: 1.0})
+
+
+def test_a_data_set_is_not_split_for_validation():
+    x, y = data(40)
+    private = model()
+    batches = poisson_batches(x, y, 8)
+    with pytest.raises(ValueError, match="validation_split=0.2 with a data set.*validation_data="):
+        private.fit(batches, validation_split=0.2)
+    assert private.ledger.steps == 0
+    for arguments in ({"validation_split": 0.0}, {"validation_split": 0.2, "validation_data": (x, y)}):
+        private.fit(batches, verbose=0, **arguments)
+    private.fit(x, y, validation_split=0.2, verbose=0)
+
+
+def test_training_without_noise_says_that_nothing_is_private(caplog):
+    x, y = data(40)
+    for multiplier, count in [(0.0, 1), (1.0, 0)]:
+        caplog.clear()
+        model(noise_multiplier=multiplier).fit(poisson_batches(x, y, 8), epochs=2, verbose=0)
+        assert len(warnings_of(caplog, "nothing is private")) == count
+
+
+def test_undeclared_sampling_is_said_with_the_remedy(caplog):
+    x, y = data(40)
+    model().fit(x, y, verbose=0)
+    [warning] = warnings_of(caplog, "not declared")
+    assert "deel.lipdp.sampling.poisson_batches(x, y, batch_size)" in warning
+
+
 def test_batch_size_that_contradicts_the_metadata():
     x, y = data(40)
     private = model(batch_size=8)
