@@ -49,8 +49,9 @@ def dense_list(*layers, **dense_arguments):
     ],
 )
 def test_parameters(arguments, error, words):
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as refusal:
         DPParameters(*arguments)
+    assert str(refusal.value).endswith(".")  # where there is no remedy, no space stands for it
 
 
 @pytest.mark.parametrize(
