@@ -10,6 +10,7 @@ from keras import ops
 
 from deel.lipdp import layers
 from deel.lipdp.layers import DPLayer
+from deel.lipdp.layers._kernel import OUTPUT_ACTIVATIONS
 
 __all__ = ["ACTIVATION_POLICIES", "BIAS_POLICIES", "Refusal", "Replacement", "Site", "remedy_for", "replacement_for"]
 
@@ -92,8 +93,6 @@ _RECTIFIERS = {"elu", "gelu", "hard_silu", "leaky_relu", "mish", "relu", "relu6"
 
 _DEFAULT_LEAK = 0.2  # of keras.activations.leaky_relu
 
-_OUTPUT_ACTIVATIONS = {"log_softmax", "sigmoid", "softmax"}
-
 _KEEPS_NORMS_HINT = 'activation="group_sort" or "abs" keeps norms'
 _BIAS_HINT = 'bias="drop" needs less noise'
 
@@ -148,7 +147,7 @@ def _activation(site, activation, shape):
         return Replacement()
     if activation is not getattr(keras.activations, name, None):
         raise Refusal(f"nothing is known about the activation {name}: write DP_Lambda(..., lipschitz_constant=...)")
-    if name in _OUTPUT_ACTIVATIONS and site.final:
+    if name in OUTPUT_ACTIVATIONS and site.final:
         return Replacement(notes=[f"{name} dropped: the losses take logits"])
     if name in ("relu", "relu6"):
         limit = 6.0 if name == "relu6" else None

@@ -306,6 +306,14 @@ def test_dense_labels_for_a_one_hot_loss():
     assert private.ledger.steps == 0
 
 
+@pytest.mark.parametrize("labels", [(8,), (8, 1), (8, 2)])
+def test_one_output_for_a_one_hot_loss(labels):
+    private = model([*dense_list()[:-1], DP_QuickSpectralDense(1)])
+    with pytest.raises(ValueError, match=r"two or more classes. Received: logits of shape .*1\). Use DP_TauBCE"):
+        private.train_on_batch(data(8)[0], np.zeros(labels, "float32"))
+    assert private.ledger.steps == 0
+
+
 @pytest.mark.parametrize("loss_weights", [10, [10.0], -1, [0.5, 0.5]])
 def test_loss_weights(loss_weights):
     with pytest.raises(ValueError, match="loss_weights"):
