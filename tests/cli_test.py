@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 from typer.testing import CliRunner
 
 import deel.lipdp
@@ -16,6 +18,7 @@ from deel.lipdp.accounting import GaussianStep, PoissonSampling, calibrate_noise
 from deel.lipdp.audit import OneRunReport, recipe
 from deel.lipdp.cli import app
 from deel.lipdp.model import DP_Sequential
+from deel.lipdp.parameters import STRATEGIES
 
 
 def lipdp(*arguments):
@@ -51,6 +54,20 @@ def test_version_and_help():
     for result in (lipdp(), lipdp("--help")):
         assert result.exit_code == 0
         assert all(name in result.stdout for name in ("train", "demo", "epsilon", "calibrate"))
+
+
+def test_help_names_every_strategy_and_what_an_audit_takes():
+    words = {name: " ".join(lipdp(name, "--help").stdout.replace("│", " ").split()) for name in ("train", "audit")}
+    assert f"How noise is shared out: {', '.join(STRATEGIES)}." in words["train"]
+    assert "about two minutes" in words["audit"] and "audit, at least 2." in words["audit"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "3"), ("0", "0")])
+def test_tensorflow_is_told_to_be_quiet_unless_the_user_said_otherwise(before, after, monkeypatch):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    monkeypatch.setattr(os, "environ", environment | ({"TF_CPP_MIN_LOG_LEVEL": before} if before else {}))
+    lipdp("--version")
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == after
 
 
 @pytest.mark.parametrize(
@@ -102,6 +119,7 @@ def test_partial_last_batch_is_a_step():
         options(noise_multiplier=1, num_examples=100, batch_size=10),
         options(noise_multiplier=1, num_examples=100, batch_size=101, epochs=1),
         options(noise_multiplier=1, num_examples=0, batch_size=1, epochs=1),
+        options(noise_multiplier=1, num_examples=100, batch_size=10, epochs=1, delta=0.01),
         options(noise_multiplier=1, sampling_probability=1.1, steps=10),
         options(noise_multiplier=1, sampling_probability=0.1, steps=-1),
         options(noise_multiplier=-1, sampling_probability=0.1, steps=1),
@@ -168,7 +186,7 @@ def test_train_writes_a_run_folder(tmp_path):
         ({"delta": 0.01}, "publishing one whole record"),
         ({"batch_size": 10**6}, "batch_size"),
         ({"strategy": "best"}, "'optimal'"),
-        ({"dataset": "mnist", "data_dir": "nowhere"}, "mnist.npz"),
+        ({"dataset": "mnist", "data_dir": "nowhere"}, "Put mnist.npz (arrays x_train, y_train, x_test, y_test) there"),
         ({"temperature": -1}, "> 0.0. Received: tau=-1.0"),
         ({"output": "file/run"}, "can be written"),
     ],
@@ -229,10 +247,11 @@ def one_run_report(lower, failures=()):
     [((), 0, "pass"), (("epsilon is at least 2.5, the ledger says 1.999",), 1, "FAIL")],
 )
 def test_audit_prints_verdict_and_power_and_says_by_its_exit_code(monkeypatch, failures, exit_code, word):
-    asked = {}
+    asked, levels = {}, [tf.get_logger().getEffectiveLevel()]
 
     def audits(epsilon, **kwargs):
         asked.update(kwargs, epsilon=epsilon)
+        levels.append(tf.get_logger().getEffectiveLevel())
         yield "mechanism", one_run_report(2.5 if failures else 1.0, failures), "finds everything"
         yield "one run", one_run_report(1.0), "finds halved noise with probability 0.850"  # the last one passes
 
@@ -240,6 +259,7 @@ def test_audit_prints_verdict_and_power_and_says_by_its_exit_code(monkeypatch, f
     result = lipdp("audit", *options(epsilon=1.5, delta=1e-5, canaries=20, confidence=0.9, seed=3))
     assert asked == {"epsilon": 1.5, "delta": 1e-5, "canaries": 20, "confidence": 0.9, "seed": 3}
     assert result.exit_code == exit_code
+    assert levels[1] == logging.ERROR and tf.get_logger().getEffectiveLevel() == levels[0] < logging.ERROR
     first, power, second, _, last = result.stdout.splitlines()
     assert first.startswith(f"mechanism     {word}: epsilon at least ") and all(text in first for text in failures)
     assert power == f"{'':<12}  finds everything"

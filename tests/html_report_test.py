@@ -6,8 +6,10 @@ import json
 import re
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from typer.testing import CliRunner
 
+from deel.lipdp import html_report
 from deel.lipdp.cli import app
 from deel.lipdp.html_report import write_report
 from deel.lipdp.training_run import train
@@ -96,6 +98,34 @@ def test_the_page_stands_alone_and_holds_what_the_files_say(tmp_path):
     assert "<svg" in accuracy and "[one: tightness of the bounds]" in page.text
 
 
+@pytest.mark.parametrize("name", ["run{}", "mnist-epsilon{}-20261127-140000", "a" * 60 + "{}"])
+def test_the_legend_of_many_runs_covers_no_curve(name, tmp_path, monkeypatch):
+    drawn, chart = [], html_report._chart
+
+    def kept(axes, title):
+        result = chart(axes, title)
+        drawn.append(axes)
+        return result
+
+    monkeypatch.setattr(html_report, "_chart", kept)
+    for count in (1, 6):
+        write_report([run_folder(tmp_path / str(count) / name.format(i)) for i in range(count)], tmp_path / "page.html")
+    with_legend = [axes for axes in drawn if axes.figure.legends]
+    assert len(with_legend) == 4  # accuracy and certified accuracy, twice
+    heights = []
+    for axes in with_legend:
+        assert axes.get_legend() is None
+        [legend] = axes.figure.legends
+        canvas = FigureCanvasAgg(axes.figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        legend, curves = legend.get_window_extent(renderer), axes.get_tightbbox(renderer)
+        assert not legend.overlaps(curves)
+        assert legend.x0 >= 0 and legend.y0 >= 0 and legend.x1 <= axes.figure.bbox.x1
+        heights.append(axes.get_window_extent(renderer).height)
+    assert min(heights) > 0.85 * max(heights)  # the figure grows, the curves do not shrink
+
+
 def test_what_a_run_does_not_have_is_left_out(tmp_path):
     folder = run_folder(tmp_path / "bare", privacy={"epsilon": None, "seeded": True, "noise_stddevs": None})
     for name in ("metrics.json", "history.json", "privacy_card.md"):
@@ -139,11 +169,13 @@ def test_a_run_may_be_there_twice(tmp_path):
 def test_bad_arguments_are_refused_with_a_remedy(tmp_path):
     folder = run_folder(tmp_path / "run")
     (tmp_path / "empty").mkdir()
+    run_folder(tmp_path / "runs" / "one")
     cut = run_folder(tmp_path / "cut")
     (cut / "metrics.json").write_text('{"test')
     for runs, output, text in [
         ([], "page.html", "a run folder or several.*Name folders"),
         ([tmp_path / "empty"], "page.html", "with privacy.json.*empty.*lipdp train"),
+        ([tmp_path / "runs"], "page.html", r"with privacy.json.*Name the runs in that folder: .*runs/\*"),
         ([cut], "page.html", "expected JSON.*metrics.json.*train again"),
         ([folder], "page.txt", "ends in .html.*page.txt"),
         ([folder], "no/page.html", "in a folder that exists"),

@@ -8,7 +8,7 @@ __all__ = ["choice", "integer", "integers", "message", "number"]
 
 def message(who, expected, received, remedy):
     """The one sentence shape of every refusal in the library."""
-    return f"{who}: expected {expected}. Received: {received}. {remedy}"
+    return f"{who}: expected {expected}. Received: {received}. {remedy}".rstrip()
 
 
 def number(

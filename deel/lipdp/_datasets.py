@@ -16,6 +16,7 @@ from deel.lipdp import _checks
 __all__ = ["FORMATS", "PIXEL_NORMS", "Format", "by_chunks", "read_images", "to_colorspace"]
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
+_ARRAYS = f"arrays {', '.join(_KEYS)}"
 _DIGITS = tuple(str(digit) for digit in range(10))
 _CLOTHES = (
     "T-shirt/top",
@@ -139,7 +140,8 @@ def _from_sklearn():
 
 def _from_file(path):
     if not path.is_file():
-        raise _refusal(path, "a file of that name", "nothing there", "Check data_dir or LIPDP_DATA_DIR.")
+        remedy = f"Put {path.name} ({_ARRAYS}) there, or name its folder by data_dir or LIPDP_DATA_DIR."
+        raise _refusal(path, "a file of that name", "nothing there", remedy)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in _KEYS}
@@ -157,7 +159,7 @@ def _from_keras(dataset_name):
             f"keras.datasets.{dataset_name}",
             "a successful download",
             _short(error),
-            f"Without network, put {dataset_name}.npz (arrays {', '.join(_KEYS)}) in a folder and name that folder by "
+            f"Without network, put {dataset_name}.npz ({_ARRAYS}) in a folder and name that folder by "
             "data_dir or LIPDP_DATA_DIR.",
         ) from error
     return dict(zip(_KEYS, (x_train, y_train, x_test, y_test), strict=True))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import logging
 import types
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -32,6 +33,7 @@ from deel.lipdp.bounds import (
     output_gradient_bound_in_force,
     variable_key,
 )
+from deel.lipdp.layers import DP_ClipGradient
 from deel.lipdp.ledger import Ledger
 from deel.lipdp.noise import joint_noise_multiplier, noise_stddevs
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
@@ -50,6 +52,20 @@ _NO_LIMIT = np.iinfo("int64").max
 
 # Noise below this would be flushed to zero in single precision, with the gradient unprotected.
 _SMALLEST_STDDEV = 1e-30
+
+# Of a bound that was computed twice.
+_ROUNDING = 1e-6
+
+# Functions that DP_Lambda may end a model with.
+_PROBABILITIES = ("hard_sigmoid", "sigmoid", "softmax")
+
+
+def _takes_probabilities(loss):
+    """Whether a loss of Keras, a function or an object, was left at `from_logits=False`."""
+    if isinstance(loss, keras.losses.Loss):
+        return getattr(loss, "from_logits", None) is False
+    parameter = inspect.signature(loss).parameters.get("from_logits")
+    return parameter is not None and parameter.default is False
 
 
 def _refuse(who, expected, received, remedy, error=ValueError):
@@ -182,6 +198,7 @@ class PrivateModel(_Model):
         if self.layers_forward_order():
             check_model(self)
             output_gradient_bound(self)
+            self._warn_of_what_may_not_be_meant()
         width = self.output_shape[-1] if self.built else None
         if width and width > 1 and getattr(self.loss_function, "num_outputs", width) is None:
             _logger.warning(
@@ -191,6 +208,31 @@ class PrivateModel(_Model):
                 type(self.loss_function).__name__,
                 width,
             )
+
+    def _warn_of_what_may_not_be_meant(self):
+        if _takes_probabilities(self.loss_function) and not self._ends_in_probabilities():
+            name = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
+            _logger.warning(
+                "%s: the loss %s takes probabilities, and the model gives logits: it will not learn. Use "
+                "keras.losses.%s(from_logits=True), or a loss of deel.lipdp.losses.",
+                self._who(),
+                name,
+                "".join(word[:1].upper() + word[1:] for word in name.split("_")),
+            )
+        guard, max_norm = self.layers_forward_order()[0], self.dataset_metadata.max_norm
+        if guard.upper_bound > max_norm * (1 + _ROUNDING):
+            _logger.warning(
+                "%s: upper_bound=%g of DP_BoundedInput is above max_norm=%g of the metadata: the noise is made for "
+                "upper_bound, and shorter examples drown in it. Pass the smaller one as upper_bound.",
+                self._who(),
+                guard.upper_bound,
+                max_norm,
+            )
+
+    def _ends_in_probabilities(self):
+        """Whether the last layer, but for a clip of gradients, is a function known to give numbers in [0, 1]."""
+        last = next((layer for layer in self.layers_backward_order() if not isinstance(layer, DP_ClipGradient)), None)
+        return getattr(getattr(last, "function", None), "__name__", None) in _PROBABILITIES
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """As in Keras, with `microbatch_size`."""
@@ -230,7 +272,8 @@ class PrivateModel(_Model):
             A `keras.callbacks.History`.
 
         Raises:
-            ValueError: for data that contradict the metadata, or class weights above 1.
+            ValueError: for data that contradict the metadata, class weights above 1, or, with a data set, a class
+                without a weight or a `validation_split`.
         """
         if class_weight is not None and not all(0.0 <= w <= 1.0 for w in class_weight.values()):
             _refuse(
@@ -239,7 +282,13 @@ class PrivateModel(_Model):
                 f"class_weight={class_weight}",
                 "Larger ones would be undone by the gradient bound: divide all by the largest.",
             )
+        if isinstance(x, tf.data.Dataset):
+            self._check_arguments_of_a_dataset(class_weight, **kwargs)
         sampler = self._check_data(x)
+        if self.dp_parameters.noise_multiplier == 0:
+            _logger.warning(
+                "%s: noise_multiplier=0: no noise is added, so nothing is private and epsilon is infinite.", self._who()
+            )
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it ignores shuffle=True
         if batch_size is not None and batch_size != self.dataset_metadata.batch_size:
@@ -253,6 +302,26 @@ class PrivateModel(_Model):
             history = super().fit(x, y, batch_size=batch_size, epochs=epochs, class_weight=class_weight, **kwargs)
         self.restore_constraints()  # optimizers may average weights when training ends
         return history
+
+    def _check_arguments_of_a_dataset(self, class_weight, validation_split=0.0, validation_data=None, **_):
+        if validation_split and validation_data is None:
+            _refuse(
+                self._who(),
+                "validation_split together with arrays only",
+                f"validation_split={validation_split} with a data set",
+                "Split the arrays first, make the data set of one part, and pass the other as validation_data=(x, y).",
+            )
+        if class_weight is not None:
+            width = self.output_shape[-1] if self.built else 1
+            classes = range(width if width > 1 else self.dataset_metadata.nb_classes or 2)
+            missing = [label for label in classes if label not in class_weight]
+            if missing:
+                _refuse(
+                    self._who(),
+                    f"class_weight with a key for each of the classes 0 to {classes[-1]}",
+                    f"none for {missing}",
+                    "Give the others weight 1.0.",
+                )
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras; the batch is of unknown origin and priced as one full release."""
@@ -334,7 +403,8 @@ class PrivateModel(_Model):
             self._refuse_batch_size(found)
         _logger.warning(
             "%s: the sampling of the batches is not declared, so each step is priced as one full release (zero_out "
-            "relation, no amplification). Use poisson_batches for a far smaller epsilon.",
+            "relation, no amplification). "
+            "deel.lipdp.sampling.poisson_batches(x, y, batch_size) makes batches of a far smaller epsilon.",
             self._who(),
         )
         return None

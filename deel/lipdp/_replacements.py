@@ -10,8 +10,9 @@ from keras import ops
 
 from deel.lipdp import layers
 from deel.lipdp.layers import DPLayer
+from deel.lipdp.layers._kernel import OUTPUT_ACTIVATIONS
 
-__all__ = ["ACTIVATION_POLICIES", "BIAS_POLICIES", "Refusal", "Replacement", "Site", "replacement_for"]
+__all__ = ["ACTIVATION_POLICIES", "BIAS_POLICIES", "Refusal", "Replacement", "Site", "remedy_for", "replacement_for"]
 
 # What each bias may add to the norm of an example, relative to upper_bound: all layers behind it pay for it.
 _BIAS_SHARE = 0.1
@@ -92,8 +93,6 @@ _RECTIFIERS = {"elu", "gelu", "hard_silu", "leaky_relu", "mish", "relu", "relu6"
 
 _DEFAULT_LEAK = 0.2  # of keras.activations.leaky_relu
 
-_OUTPUT_ACTIVATIONS = {"log_softmax", "sigmoid", "softmax"}
-
 _KEEPS_NORMS_HINT = 'activation="group_sort" or "abs" keeps norms'
 _BIAS_HINT = 'bias="drop" needs less noise'
 
@@ -148,7 +147,7 @@ def _activation(site, activation, shape):
         return Replacement()
     if activation is not getattr(keras.activations, name, None):
         raise Refusal(f"nothing is known about the activation {name}: write DP_Lambda(..., lipschitz_constant=...)")
-    if name in _OUTPUT_ACTIVATIONS and site.final:
+    if name in OUTPUT_ACTIVATIONS and site.final:
         return Replacement(notes=[f"{name} dropped: the losses take logits"])
     if name in ("relu", "relu6"):
         limit = 6.0 if name == "relu6" else None
@@ -272,7 +271,7 @@ def _embedding(site):
     new = layers.DP_Embedding(source.input_dim, source.output_dim, name=site.name())
     lost = [name for name in ("embeddings_constraint", "embeddings_regularizer") if getattr(source, name) is not None]
     notes = ["rows of norm 1 at most", "noise goes to every row in every step", *(f"{name} dropped" for name in lost)]
-    return Replacement([new], notes, [(new, [source.embeddings])])
+    return Replacement([new], notes, [(new, [getattr(source, "embeddings", None)])])
 
 
 # -- pooling -------------------------------------------------------------------------------------------------------
@@ -545,3 +544,43 @@ def replacement_for(site):
     if kind.__module__.startswith("keras.") and kind.__name__ in OPERATIONS:
         return OPERATIONS[kind.__name__](site)
     raise Refusal("it is an operation, not a layer: use a layer of keras.layers, or DP_Lambda with its constant")
+
+
+# Where a layer was not built yet: its counterpart is asked for by name only.
+_ANY_SIZE = 32
+
+
+def _shapes_of(layer):
+    built_for = (layer.get_build_config() or {}).get("input_shape")
+    if built_for:
+        return tuple(map(tuple, built_for)) if isinstance(built_for[0], (list, tuple)) else (tuple(built_for),)
+    spec = layer.input_spec
+    rank = getattr(spec, "ndim", None) or getattr(spec, "min_ndim", None) or 4
+    return ((None, *[_ANY_SIZE] * (rank - 1)),)
+
+
+def _importable(layer):
+    name = type(layer).__name__
+    return name if hasattr(layers, name) else f"DP_GNP_Factory(keras.layers.{name.removeprefix('DP_')})"
+
+
+def remedy_for(layer, shapes=None):
+    """What to write in place of a layer without bounds, by the rules of the conversion: a sentence or two.
+
+    Args:
+        layer: the layer, or an operation that is none.
+        shapes: tuple of shapes of its inputs, with the batch axis; None for those a layer was built for.
+    """
+    whole = "deel.lipdp.convert replaces the layers of a whole model."
+    try:
+        site = Site(layer, shapes or _shapes_of(layer), True, "keep", "drop", math.inf, lambda suffix="": None)
+        replacement = replacement_for(site)
+    except Refusal as reason:
+        return f"{str(reason)[:1].upper()}{str(reason)[1:]}."
+    except Exception:  # of a layer that was not built; a message must not fail
+        return f"Use its counterpart in deel.lipdp.layers; {whole}"
+    names = list(dict.fromkeys(map(_importable, replacement.layers)))
+    if names:
+        return f"Use {' and '.join(names)}; {whole}"
+    reasons = [note.partition(": ")[2] for note in replacement.notes] or ["it does nothing"]
+    return f"Leave it out: {'; '.join(reasons)}."

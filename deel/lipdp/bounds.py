@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from deel.lipdp import _checks, _scalars
+from deel.lipdp._replacements import remedy_for
 from deel.lipdp._types import Bound, Shape
 from deel.lipdp.layers import DP_BoundedInput, DP_ClipGradient, DP_InputLayer, DPLayer
 
@@ -82,7 +83,7 @@ def _check_layer(layer):
             who,
             "a layer with bounds (a DPLayer)",
             f"a {type(layer).__module__}.{type(layer).__name__}",
-            "Use its counterpart in deel.lipdp.layers, or write one: subclass DPLayer.",
+            remedy_for(layer),
             TypeError,
         )
     policy = layer.dtype_policy
@@ -230,7 +231,8 @@ def output_gradient_bound_in_force(model: keras.Model) -> Bound:
             f"{type(model).__name__} '{model.name}'",
             "a loss with a known Lipschitz constant (get_L)",
             "no compiled loss" if loss is None else f"loss={loss!r}",
-            "Use a loss of deel.lipdp.losses, or end the model with DP_ClipGradient(clip_value).",
+            "Use a loss of deel.lipdp.losses, or end the model with DP_ClipGradient(clip_value): a Keras cross-entropy "
+            "then needs from_logits=True.",
         )
     return bound
 

@@ -1,10 +1,12 @@
 """Callbacks: the accountant that prints and caps epsilon, and checkpoints that cannot forget what was spent."""
 
+import logging
 from typing import Any, cast
 
 import keras
 
 from deel.lipdp import _checks, _reporting
+from deel.lipdp._private_model import PrivateModel
 from deel.lipdp._types import LogFn
 from deel.lipdp.accounting import get_accountant, max_steps
 from deel.lipdp.accounting._types import AnyAccountant, Event
@@ -12,6 +14,8 @@ from deel.lipdp.checkpoints import DP_BackupAndRestore
 from deel.lipdp.privacy import get_eps_delta
 
 __all__ = ["DP_Accountant", "DP_BackupAndRestore"]
+
+_logger = logging.getLogger(__name__)
 
 
 class DP_Accountant(keras.callbacks.Callback):
@@ -26,10 +30,11 @@ class DP_Accountant(keras.callbacks.Callback):
             `"all"` logs to `logging` and, if a wandb run is active, to wandb.
         accountant: `"rdp"` (autodp) or `"pld"` (dp-accounting, tighter).
         epsilon_max: float or None. Training stops before the step that would exceed it, also inside
-            `steps_per_execution`.
+            `steps_per_execution`, and a warning says after how many steps, if there were more to come.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
+        TypeError: in `fit`, for a model that is not private.
         ImportError: for `log_fn="wandb"` without wandb installed.
     """
 
@@ -44,6 +49,18 @@ class DP_Accountant(keras.callbacks.Callback):
         self.epsilon_max = epsilon_max
         self._priced: tuple[Any, ...] | None = None  # what was spent when `update` last searched
 
+    def set_model(self, model):
+        if not isinstance(model, PrivateModel):
+            raise TypeError(
+                _checks.message(
+                    "DP_Accountant",
+                    "a DP_Sequential or a DP_Model",
+                    f"{type(model).__name__} '{model.name}'",
+                    "This model adds no noise, whatever its layers: make it a DP_Sequential.",
+                )
+            )
+        super().set_model(model)
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._limited, self._priced = False, None
         if self.epsilon_max is not None:
@@ -51,8 +68,10 @@ class DP_Accountant(keras.callbacks.Callback):
             self.model.add_budget(self)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch, self._epoch_start = epoch, self._steps()
         if self.epsilon_max is not None and not self._limited:
             self._limited = True
+            self._start = self._steps()
             self.update()  # a callback listed after this one may have restored what an earlier run has spent
 
     def allows(self, event: Event, count: int) -> bool:
@@ -82,6 +101,37 @@ class DP_Accountant(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.epsilon_max is not None and self.model.reached_limit():
             self.model.stop_training = True
+            # Not where a plan ends as its budget does, nor where the budget of another accountant ended it.
+            if self._ends_early() and not self.allows(self.model.event_in_force, 1):
+                self._say_what_was_spent()
+
+    def _steps(self):
+        return int(self.model.optimizer.iterations)
+
+    def _ends_early(self):
+        params = self.params or {}  # a CallbackList of the caller's own may have none
+        epochs, steps = params.get("epochs"), params.get("steps")
+        is_last = epochs is not None and self._epoch + 1 >= epochs
+        return not is_last or steps is None or self._steps() - self._epoch_start < steps
+
+    def _say_what_was_spent(self):
+        budget, spent = f"the budget of epsilon {self.epsilon_max:g}", self._price(self.model.ledger.entries())
+        steps = self._steps() - self._start
+        if steps:
+            _logger.warning(
+                "DP_Accountant: %s is spent after %d steps (epsilon %.6g): training ends.", budget, steps, spent
+            )
+            return
+        remedy = "Raise epsilon_max, or use more noise"
+        if self.model.ledger.seeded:
+            remedy = "Leave the seeds out: whoever knows one can subtract the noise"
+        _logger.warning(
+            "DP_Accountant: no step fits %s (epsilon %.6g is spent already): training ends, and the loss and the "
+            "metrics of this epoch are those of no example. %s.",
+            budget,
+            spent,
+            remedy,
+        )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         epsilon, delta = get_eps_delta(self.model, accountant=self.accountant)

@@ -14,6 +14,10 @@ __all__ = ["write_report"]
 
 _WHO = "lipdp report"
 
+# Of the legend of a chart: inches for each row, and characters that fit beside each other.
+_LEGEND_ROW = 0.2
+_LEGEND_WIDTH = 94
+
 
 def write_report(runs, output="report.html"):
     """Writes one self-contained HTML page about one or several runs.
@@ -64,6 +68,8 @@ def _read(folder):
     """What the files of a run say; empty dicts for those it does not have."""
     if not (folder / "privacy.json").is_file():
         remedy = "Name a folder of lipdp train, or of deel.lipdp.statement.save_privacy_statement."
+        if any(folder.glob("*/privacy.json")):
+            remedy = f"Name the runs in that folder: {folder / '*'}"
         _refuse("a run folder with privacy.json", f"'{folder}'", remedy)
     run = {"folder": folder.resolve()}
     for name in ("privacy", "metrics", "history"):
@@ -155,8 +161,13 @@ def _chart(axes, title):
     """The chart as an address that holds all of it, or None where nothing was drawn."""
     if not axes.has_data():
         return None
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        # Below the axes, in a figure that grows with it: inside, it would cover the curves of several runs.
+        columns = max(1, min(3, _LEGEND_WIDTH // (max(map(len, labels)) + 6)))  # 6 for the mark before each
+        width, height = axes.figure.get_size_inches()
+        axes.figure.set_size_inches(width, height + _LEGEND_ROW * math.ceil(len(labels) / columns))
+        axes.figure.legend(loc="outside lower center", ncols=columns, fontsize="small")
     drawn = io.BytesIO()
     axes.figure.savefig(drawn, format="svg", metadata={"Date": None})
     return {"title": title, "source": "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()}

@@ -111,7 +111,8 @@ class DP_TauCategoricalCrossentropy(DP_Loss):
     at most `sqrt(2)`, approached when the wrong class is certain.
 
     Raises:
-        TypeError, ValueError: if `tau` is not a positive number; when called, for labels that are not one-hot.
+        TypeError, ValueError: if `tau` is not a positive number; when called, for labels that are not one-hot, and for
+            one output.
     """
 
     def __init__(
@@ -125,7 +126,17 @@ class DP_TauCategoricalCrossentropy(DP_Loss):
         self.tau = _checks.number("DP_TauCategoricalCrossentropy", "tau", tau, above=0.0)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        _check_labels("DP_TauCategoricalCrossentropy", y_true, y_pred, *_ONE_HOT)
+        who, outputs = "DP_TauCategoricalCrossentropy", tuple(y_pred.shape)
+        if outputs[-1] == 1:  # one class is always certain: the loss is 0, and nothing is learned
+            raise ValueError(
+                _checks.message(
+                    who,
+                    "one logit for each of two or more classes",
+                    f"logits of shape {outputs}",
+                    "Use DP_TauBCE, for one output and labels 0 or 1.",
+                )
+            )
+        _check_labels(who, y_true, y_pred, *_ONE_HOT)
         log_probabilities = ops.log_softmax(self.tau * y_pred, axis=-1)
         return -ops.sum(y_true * log_probabilities, axis=-1) / self.tau
 

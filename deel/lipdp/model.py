@@ -6,12 +6,12 @@ from typing import Any
 import keras
 
 # So that load_model finds every class and function of the library once this is imported.
-import deel.lipdp._replacements
 import deel.lipdp.initializers
 import deel.lipdp.losses
 import deel.lipdp.optimizers  # noqa: F401
 from deel.lipdp import _checks
 from deel.lipdp._private_model import PrivateModel
+from deel.lipdp._replacements import remedy_for
 from deel.lipdp._types import Shape
 from deel.lipdp.bounds import LayerCall, compute_gradient_bounds
 from deel.lipdp.callbacks import DP_Accountant
@@ -190,12 +190,15 @@ class DP_Model(PrivateModel, keras.Model):
                     continue
                 if not isinstance(node.operation, DPLayer):
                     kind = f"{type(node.operation).__module__}.{type(node.operation).__name__}"
+                    remedy = remedy_for(node.operation, tuple(tuple(tensor.shape) for tensor in node.input_tensors))
+                    if type(node.operation).__name__ == "Add":
+                        remedy += " DP_Add is the sum, at the sum of the bounds."
                     raise TypeError(
                         _checks.message(
                             f"{type(node.operation).__name__} '{node.operation.name}'",
                             "a layer with bounds (a DPLayer)",
                             f"a {kind}",
-                            "Use its counterpart in deel.lipdp.layers (DP_Add for +), or write one: subclass DPLayer.",
+                            remedy,
                         )
                     )
                 inputs = node.input_tensors

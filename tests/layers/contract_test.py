@@ -283,6 +283,7 @@ REFUSED = [
     (lambda: build(Pool(4), (3, 8, 1)), ValueError, r"DP_ScaledL2NormPooling2D.*\(None, 3, 8, 1\).*same"),
     (lambda: build(Pool(2), (None, 8, 1)), ValueError, r"DP_ScaledL2NormPooling2D.*\(None, None, 8, 1\)"),
     (lambda: build(Pool(2), (8, 1)), ValueError, r"DP_ScaledL2NormPooling2D.*\(None, 8, 1\)"),
+    (lambda: layers.DP_Permute((2, 1)).compute_output_shape((None, 4, 4, 3)), ValueError, "DP_Permute.*DP_Reshape"),
     (lambda: layers.DP_Permute((1, 3)), ValueError, r"DP_Permute.*dims=\(1, 3\)"),
     (lambda: layers.DP_Permute((0, 1)), ValueError, "DP_Permute.*dims=0"),
     (lambda: layers.DP_Permute(1.0, name="p"), TypeError, "DP_Permute 'p'.*dims=1.0"),

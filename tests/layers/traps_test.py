@@ -261,6 +261,16 @@ def test_an_activation_without_a_known_constant_is_refused(make, activation):
         make(activation=activation)
 
 
+@pytest.mark.parametrize("make", KERNEL_LAYERS, ids=["dense", "dense+", "conv", "conv+"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "sigmoid"])
+def test_an_activation_of_the_output_is_to_be_left_out(make, name):
+    with pytest.raises(ValueError, match="Leave it out: the losses take logits") as refusal:
+        make(activation=name)
+    assert "''" not in str(refusal.value)  # the layer has no name yet
+    with pytest.raises(ValueError, match="(Dense|Conv2D) 'last': expected activation"):
+        make(activation=name, name="last")
+
+
 @pytest.mark.parametrize("name", ["relu", "tanh", "softsign", "hard_tanh", "linear"])
 def test_accepted_activations_are_zero_at_zero_and_never_steeper_than_one(name):
     function = keras.activations.get(name)

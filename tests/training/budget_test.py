@@ -3,6 +3,8 @@
 import collections
 import math
 
+import keras
+import numpy as np
 import pytest
 from doubles import SHAPE, UPPER_BOUND, data, model
 
@@ -11,6 +13,7 @@ from deel.lipdp.callbacks import DP_Accountant, DP_BackupAndRestore
 from deel.lipdp.dynamic import AdaptiveQuantileClipping, LaplaceAdaptiveLossGradientClipping
 from deel.lipdp.layers import DP_BoundedInput, DP_ClipGradient, DP_Flatten, DP_QuickSpectralDense
 from deel.lipdp.ledger import Ledger
+from deel.lipdp.losses import DP_TauCategoricalCrossentropy
 from deel.lipdp.model import get_eps_delta
 from deel.lipdp.privacy import planned_entries
 from deel.lipdp.sampling import poisson_batches
@@ -143,6 +146,83 @@ def test_batches_of_a_known_seed_fit_no_budget():
     private.fit(batches(), epochs=2, verbose=0, callbacks=[clipping, accountant(1.0)])
     assert private.ledger.entries() == [] and get_eps_delta(private)[0] == 0.0
     assert private.get_layer("clip").clip_value == CLIP
+
+
+# -- what is said ---------------------------------------------------------------------------------------------------
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "deel.lipdp.callbacks"]
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 7])
+def test_training_that_a_budget_ends_says_so_once(steps_per_execution, caplog):
+    private = clipped(compile_arguments={"steps_per_execution": steps_per_execution})
+    [(step, _)] = planned_entries(private, 1)
+    spent = compute_epsilon([(step, 11)], 1e-5)
+    private.fit(batches(), epochs=4, verbose=0, callbacks=[accountant(spent * ROOM)])
+    [message] = said(caplog)
+    assert f"the budget of epsilon {spent:g} is spent after 11 steps (epsilon {spent:.6g}): training ends" in message
+
+
+def test_of_two_budgets_the_one_that_is_spent_says_so(caplog):
+    private = clipped()
+    [(step, _)] = planned_entries(private, 1)
+    least = compute_epsilon([(step, 4)], 1e-5) * ROOM
+    private.fit(batches(), verbose=0, callbacks=[accountant(2 * least), accountant(least)])
+    assert [f"the budget of epsilon {least:g}" in message for message in said(caplog)] == [True]
+
+
+def test_a_budget_that_ends_two_steps_early_says_so(caplog):
+    """Within the last execution of the last epoch."""
+    private = clipped(compile_arguments={"steps_per_execution": 7})
+    [(step, _)] = planned_entries(private, 1)
+    budget = compute_epsilon([(step, STEPS - 2)], 1e-5) * ROOM
+    private.fit(batches(), verbose=0, callbacks=[accountant(budget)])
+    assert "after 8 steps" in said(caplog)[0]
+
+
+@pytest.mark.parametrize("budget", ["spent", "too small"])
+def test_a_budget_without_room_for_one_step_says_so(budget, caplog):
+    private = clipped()
+    [(step, _)] = planned_entries(private, 1)
+    limit = compute_epsilon([(step, 3)], 1e-5) * ROOM
+    if budget == "spent":
+        private.fit(batches(), epochs=2, verbose=0, callbacks=[accountant(limit)])
+        assert "after 3 steps" in said(caplog)[0]
+        caplog.clear()
+    else:
+        limit = compute_epsilon([(step, 1)], 1e-5) / 2
+    history = private.fit(batches(), epochs=2, verbose=0, callbacks=[accountant(limit)])
+    [message] = said(caplog)
+    assert f"no step fits the budget of epsilon {limit:g}" in message and "those of no example" in message
+    assert message.endswith("Raise epsilon_max, or use more noise.")
+    assert len(history.epoch) == 1
+
+
+def test_a_seed_that_voids_the_budget_is_named(caplog):
+    clipped(noise_seed=1).fit(batches(), verbose=0, callbacks=[accountant(1.0)])
+    [message] = said(caplog)
+    assert "no step fits" in message and "Leave the seeds out" in message
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 7])
+def test_a_plan_that_ends_where_its_budget_ends_says_nothing(steps_per_execution, caplog):
+    private = clipped(compile_arguments={"steps_per_execution": steps_per_execution})
+    budget = get_eps_delta(private, 2)[0] * ROOM
+    private.fit(batches(), epochs=2, verbose=0, callbacks=[accountant(budget)])
+    assert private.ledger.steps == 2 * STEPS
+    assert said(caplog) == []
+
+
+def test_a_model_that_adds_no_noise_is_refused():
+    layers = [DP_BoundedInput(UPPER_BOUND, input_shape=SHAPE), DP_Flatten(), DP_QuickSpectralDense(4)]
+    plain = keras.Sequential(layers, name="plain")
+    plain.compile(loss=DP_TauCategoricalCrossentropy())
+    before = plain.get_weights()
+    with pytest.raises(TypeError, match="a DP_Sequential or a DP_Model.*Sequential 'plain'.*adds no noise"):
+        plain.fit(X, Y, verbose=0, callbacks=[accountant(None)])
+    np.testing.assert_array_equal(plain.get_weights()[0], before[0])
 
 
 # -- releases and limits without training ----------------------------------------------------------------------------

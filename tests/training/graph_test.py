@@ -263,6 +263,23 @@ def test_functional_models_harm_no_other_model():
     assert type(keras.Model(*[keras.Input((3,))] * 2)).__name__ == "Functional"
 
 
+def test_a_mixer_block_on_an_image_names_the_remedy():
+    for shape, error in [((9, 4), None), ((3, 3, 4), ValueError)]:
+        layers = [
+            dp.DP_BoundedInput(UPPER_BOUND, input_shape=SHAPE),
+            dp.DP_Reshape((3, 3, 4)),
+            dp.DP_Reshape(shape),
+            *dp.make_mixer_block(9, 4, activation=dp.DP_Abs),
+            dp.DP_Flatten(),
+            dp.DP_QuickSpectralDense(NUM_CLASSES),
+        ]
+        if error is None:
+            list_model(layers)
+        else:
+            with pytest.raises(error, match=r"DP_Permute .*2 axes.*\(None, 3, 3, 4\).*DP_Reshape"):
+                list_model(layers)
+
+
 def functional(inputs, outputs, **kwargs):
     return DP_Model(inputs=inputs, outputs=outputs, dp_parameters=parameters(), dataset_metadata=metadata(**kwargs))
 

@@ -6,11 +6,13 @@ import pytest
 import tensorflow as tf
 from doubles import NUM_CLASSES, SHAPE, data, layer_list, metadata, model, parameters
 
+from deel.lipdp._training import tensorflow as step
 from deel.lipdp.bounds import ROUNDING_SLACK
 from deel.lipdp.layers import (
     DP_BoundedInput,
     DP_ClipGradient,
     DP_Flatten,
+    DP_Lambda,
     DP_MergeResidual,
     DP_QuickSpectralConv2D,
     DP_QuickSpectralDense,
@@ -48,8 +50,9 @@ def dense_list(*layers, **dense_arguments):
     ],
 )
 def test_parameters(arguments, error, words):
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as refusal:
         DPParameters(*arguments)
+    assert str(refusal.value).endswith(".")  # where there is no remedy, no space stands for it
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,45 @@ def test_metadata(changes, error, words):
 def test_a_layer_without_bounds(cls):
     with pytest.raises(TypeError, match="Dropout 'drop'.*DPLayer"):
         model(dense_list(keras.layers.Dropout(0.5, name="drop")), cls=cls)
+
+
+class Own(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda: keras.layers.Dense(36), "Use DP_QuickSpectralDense; deel.lipdp.convert replaces"),
+        (lambda: keras.layers.Dense(36, "relu"), "Use DP_QuickSpectralDense and DP_ReLU; deel.lipdp.convert"),
+        (lambda: keras.layers.Embedding(10, 2), "Use DP_Embedding; "),
+        (lambda: keras.layers.BatchNormalization(), "Leave it out: it mixes the examples of a batch"),
+        (lambda: keras.layers.Softmax(), "Leave it out: the losses take logits."),
+        (lambda: keras.layers.Activation("softmax"), "Leave it out: the losses take logits."),
+        (lambda: keras.layers.GaussianNoise(0.1), "Its random numbers come from a known seed: leave it out"),
+        (lambda: keras.layers.ZeroPadding2D(), "Use DP_GNP_Factory\\(keras.layers.ZeroPadding2D\\); "),
+        (Own, "No counterpart of .*Own is known: subclass DPLayer"),
+    ],
+)
+@pytest.mark.parametrize("cls", [DP_Sequential, DP_Model, None])
+def test_a_plain_layer_is_refused_by_the_name_of_its_counterpart(make, remedy, cls):
+    """None: a list whose layers were not built yet."""
+    layers = dense_list(make()) if "ZeroPadding" not in remedy else [DP_BoundedInput(3.0, input_shape=SHAPE), make()]
+    if cls is None:
+        layers[0] = DP_BoundedInput(3.0)
+    with pytest.raises(TypeError, match=f"a layer with bounds .*{remedy}"):
+        model(layers, cls=cls or DP_Sequential)
+
+
+def test_plain_merges_are_refused_by_the_name_of_their_counterpart():
+    for merge in (keras.layers.Add(), keras.ops.add, lambda pair: pair[0] + pair[1]):
+        inputs = keras.Input(SHAPE)
+        x = DP_Flatten()(DP_BoundedInput(3.0)(inputs))
+        pair = [DP_QuickSpectralDense(4)(x) for _ in range(2)]
+        outputs = merge(*pair) if merge is keras.ops.add else merge(pair)
+        with pytest.raises(TypeError, match="a layer with bounds .*Use DP_MergeResidual; .*DP_Add is the sum"):
+            DP_Model(inputs=inputs, outputs=outputs, dp_parameters=parameters(), dataset_metadata=metadata())
 
 
 @BOTH
@@ -190,8 +232,10 @@ def test_mixed_precision():
 @pytest.mark.parametrize("loss", ["mse", None, keras.losses.Huber(), ["mse", "mse"]])
 def test_a_loss_without_a_bound(loss):
     private = model(dense_list())
-    with pytest.raises(ValueError, match="deel.lipdp.losses"):
+    with pytest.raises(ValueError, match="deel.lipdp.losses") as refusal:
         private.compile(loss=loss)
+    one_loss = loss is not None and not isinstance(loss, list)
+    assert ("from_logits=True" in str(refusal.value)) is one_loss
 
 
 @pytest.mark.parametrize(("num_outputs", "warnings"), [(None, 1), (NUM_CLASSES, 0)])
@@ -210,11 +254,64 @@ def test_a_foreign_loss_with_the_remedy_is_accepted():
     assert compute_gradient_bounds(private)["logits/kernel"] == pytest.approx(3.0 * 0.5 * (1 + ROUNDING_SLACK))
 
 
+def warnings_of(caplog, words):
+    return [record.getMessage() for record in caplog.records if words in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("loss", "remedy"),
+    [
+        ("categorical_crossentropy", "CategoricalCrossentropy"),
+        ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"),
+        ("bce", "BinaryCrossentropy"),
+        (keras.losses.BinaryCrossentropy(), "BinaryCrossentropy"),
+        (keras.losses.CategoricalFocalCrossentropy(), "CategoricalFocalCrossentropy"),
+    ],
+)
+@BOTH
+def test_a_loss_of_probabilities_on_logits_warns(loss, remedy, cls, caplog):
+    private = model([*dense_list(), DP_ClipGradient(0.5)], cls=cls, loss=loss)
+    [warning] = warnings_of(caplog, "takes probabilities")
+    assert private.name in warning and f"keras.losses.{remedy}(from_logits=True)" in warning
+    assert isinstance(getattr(keras.losses, remedy)(from_logits=True), keras.losses.Loss)
+    assert "deel.lipdp.losses" in warning
+
+
+@pytest.mark.parametrize(
+    ("last", "loss"),
+    [
+        ([], keras.losses.CategoricalCrossentropy(from_logits=True)),
+        ([], keras.losses.Huber()),
+        ([], "mse"),
+        ([DP_Lambda(keras.activations.sigmoid, lipschitz_constant=0.25, norm_at_zero=1.0)], "binary_crossentropy"),
+    ],
+)
+def test_a_loss_of_what_the_model_gives_does_not_warn(last, loss, caplog):
+    model([*dense_list(), *last, DP_ClipGradient(0.5)], loss=loss)
+    assert not warnings_of(caplog, "takes probabilities")
+
+
+@pytest.mark.parametrize(("upper_bound", "count"), [(3.0, 0), (0.5, 0), (3.1, 1), (300.0, 1)])
+@BOTH
+def test_a_guard_wider_than_the_data_warns(upper_bound, count, cls, caplog):
+    model([DP_BoundedInput(upper_bound, input_shape=SHAPE), *dense_list()[1:]], cls=cls)
+    found = warnings_of(caplog, "max_norm=3 of the metadata")
+    assert len(found) == count and all(f"upper_bound={upper_bound:g}" in warning for warning in found)
+
+
 def test_dense_labels_for_a_one_hot_loss():
     x, y = data(8)
     private = model(dense_list())
     with pytest.raises(ValueError, match="one-hot"):
         private.train_on_batch(x, y.argmax(1))
+    assert private.ledger.steps == 0
+
+
+@pytest.mark.parametrize("labels", [(8,), (8, 1), (8, 2)])
+def test_one_output_for_a_one_hot_loss(labels):
+    private = model([*dense_list()[:-1], DP_QuickSpectralDense(1)])
+    with pytest.raises(ValueError, match=r"two or more classes. Received: logits of shape .*1\). Use DP_TauBCE"):
+        private.train_on_batch(data(8)[0], np.zeros(labels, "float32"))
     assert private.ledger.steps == 0
 
 
@@ -231,6 +328,50 @@ def test_class_weights_above_one():
         private.fit(x, y, class_weight={0: 10.0, 1: 1.0, 2: 1.0, 3: 1.0})
     private.fit(x, y, class_weight={0: 1.0, 1: 0.1, 2: 0.1, 3: 0.1}, verbose=0)
     assert private.ledger.steps == 1
+
+
+def test_a_data_set_needs_a_weight_for_each_class():
+    x, y = data(40)
+    private = model()
+    for weights, missing in [({0: 1.0, 1: 0.5}, [2, 3]), ({0: 1.0, 3: 0.5}, [1, 2])]:
+        with pytest.raises(
+            ValueError, match=rf"classes 0 to 3. Received: none for \{missing}. Give the others weight 1"
+        ):
+            private.fit(poisson_batches(x, y, 8), class_weight=weights)
+    assert private.ledger.steps == 0
+    private.fit(poisson_batches(x, y, 8), class_weight=dict.fromkeys(range(4), 0.5), verbose=0)
+    private.fit(x, y, class_weight={0: 1.0, 1: 0.5}, verbose=0)  # Keras gives the others weight 1 here
+    one = model([*dense_list()[:-1], DP_QuickSpectralDense(1)], loss=DP_TauBCE(num_outputs=1))
+    object.__setattr__(one.dataset_metadata, "nb_classes", None)
+    with pytest.raises(ValueError, match=r"classes 0 to 1. Received: none for \[1\]"):
+        one.fit(poisson_batches(x, y[:, :1], 8), class_weight={0: 1.0})
+
+
+def test_a_data_set_is_not_split_for_validation():
+    x, y = data(40)
+    private = model()
+    batches = poisson_batches(x, y, 8)
+    with pytest.raises(ValueError, match="validation_split=0.2 with a data set.*validation_data="):
+        private.fit(batches, validation_split=0.2)
+    assert private.ledger.steps == 0
+    for arguments in ({"validation_split": 0.0}, {"validation_split": 0.2, "validation_data": (x, y)}):
+        private.fit(batches, verbose=0, **arguments)
+    private.fit(x, y, validation_split=0.2, verbose=0)
+
+
+def test_training_without_noise_says_that_nothing_is_private(caplog):
+    x, y = data(40)
+    for multiplier, count in [(0.0, 1), (1.0, 0)]:
+        caplog.clear()
+        model(noise_multiplier=multiplier).fit(poisson_batches(x, y, 8), epochs=2, verbose=0)
+        assert len(warnings_of(caplog, "nothing is private")) == count
+
+
+def test_undeclared_sampling_is_said_with_the_remedy(caplog):
+    x, y = data(40)
+    model().fit(x, y, verbose=0)
+    [warning] = warnings_of(caplog, "not declared")
+    assert "deel.lipdp.sampling.poisson_batches(x, y, batch_size)" in warning
 
 
 def test_batch_size_that_contradicts_the_metadata():
@@ -333,6 +474,48 @@ def test_signal_to_noise():
     assert all(0 < mean_ratios[key] <= each[key].mean() + 1e-6 for key in each)  # triangle inequality
     with pytest.raises(ValueError, match="8 examples"):
         private.signal_to_noise_average((x[:5], y[:5]))
+
+
+@BOTH
+def test_signal_to_noise_is_traced_once_until_something_changes(cls, monkeypatch):
+    x, y = data(8)
+    counts, traced = [], []
+    private = model(dense_list(DP_QuickSpectralDense(36, name="square")), cls=cls)
+    private.fit(x, y, verbose=0)
+    original = step._summed_gradients
+    monkeypatch.setattr(step, "_summed_gradients", lambda *args: traced.append(args) or original(*args))
+
+    def norms():
+        traced.clear()
+        elementwise, _, _ = private.signal_to_noise_elementwise((x, y))
+        private.signal_to_noise_average((x, y))
+        counts.append(len(traced))
+        return elementwise
+
+    before = norms()
+    assert list(before) == ["square/kernel", "logits/kernel"]
+    again = norms()
+    np.testing.assert_array_equal(again["square/kernel"], before["square/kernel"])
+    private.fit(x, y, verbose=0)
+    norms()
+    assert counts[0] > 0 and counts[1:] == [0, 0]
+    private.loss_function.tau = 20.0
+    private.compile(loss=private.loss_function)  # the same object
+    compiled = norms()
+    assert counts[-1] > 0 and compiled["logits/kernel"].max() != before["logits/kernel"].max()
+    private.get_layer("square").trainable = False
+    frozen = norms()
+    assert counts[-1] > 0 and list(frozen) == ["logits/kernel"]
+    private.get_layer("square").trainable, private.get_layer("logits").trainable = True, False
+    swapped = norms()  # of the same bound
+    assert counts[-1] > 0 and list(swapped) == ["square/kernel"]
+    np.testing.assert_allclose(swapped["square/kernel"], compiled["square/kernel"], rtol=1e-5)
+    private.get_layer("logits").trainable = True
+    assert len(norms()) == 2 and counts[-1] > 0
+    private.layers_forward_order()[0].upper_bound = 0.5
+    narrowed = norms()  # the data have norm 2.5
+    assert counts[-1] > 0 and all((ratio <= 1.0).all() for ratio in narrowed.values())
+    assert narrowed["square/kernel"].max() > 0.1
 
 
 @BOTH

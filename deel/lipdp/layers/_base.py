@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 else:
     _Layer = object  # a mixin, which each subclass puts before a Keras class of its own
 
-__all__ = ["DPLayer", "NonExpansive"]
+__all__ = ["DPLayer", "NonExpansive", "who_is_made"]
+
+
+def who_is_made(layer, kwargs):
+    """Class and name, for messages, of a layer in the making; Keras has not named it yet if the caller did not."""
+    return type(layer).__name__ + (f" '{kwargs['name']}'" if kwargs.get("name") else "")
 
 
 def _says_nothing(layer, method):

@@ -9,9 +9,9 @@ from keras import ops
 from deel.lipdp import _checks, _linalg
 from deel.lipdp._traced import traced_once
 from deel.lipdp._types import Bound, Shape, Tensor
-from deel.lipdp.layers._base import DPLayer
+from deel.lipdp.layers._base import DPLayer, who_is_made
 
-__all__ = ["ContractiveKernel", "SpectralKernel", "UnitBall", "orthogonalize"]
+__all__ = ["OUTPUT_ACTIVATIONS", "ContractiveKernel", "SpectralKernel", "UnitBall", "orthogonalize"]
 
 # 1-Lipschitz and zero at zero, so that the layer's bounds hold after them.
 _ACTIVATIONS = {
@@ -22,6 +22,9 @@ _ACTIVATIONS = {
     "softsign": "softsign",
     "hard_tanh": "hard_tanh",
 }
+
+#: What makes probabilities of logits, which the losses do themselves.
+OUTPUT_ACTIVATIONS = ("log_softmax", "sigmoid", "softmax")
 
 _EPS32 = float(np.finfo("float32").eps)
 
@@ -62,7 +65,7 @@ class SpectralKernel(DPLayer):
 
     def _check_arguments(self, kwargs):
         """Checks the Keras arguments that could break a bound; returns those to pass on."""
-        who = f"{type(self).__name__} '{kwargs.get('name') or ''}'"
+        who = who_is_made(self, kwargs)
         if kwargs.pop("use_bias", False):
             raise ValueError(
                 _checks.message(
@@ -79,7 +82,9 @@ class SpectralKernel(DPLayer):
             "activation",
             name,
             _ACTIVATIONS,
-            remedy="Add the activation as a layer of its own, one with bounds such as DP_GroupSort.",
+            remedy="Leave it out: the losses take logits."
+            if name in OUTPUT_ACTIVATIONS
+            else "Add the activation as a layer of its own, one with bounds such as DP_GroupSort.",
         )
         if callable(activation) and activation is not keras.activations.get(name):
             raise ValueError(

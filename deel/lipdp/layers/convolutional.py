@@ -9,6 +9,7 @@ from deel.lipdp import _checks, _frequencies
 from deel.lipdp._convolution import window_positions
 from deel.lipdp._traced import traced_once
 from deel.lipdp._types import Activation, Bound, Initializer, Ints, Shape, Tensor
+from deel.lipdp.layers._base import who_is_made
 from deel.lipdp.layers._kernel import ContractiveKernel, SpectralKernel, UnitBall, orthogonalize
 
 __all__ = [
@@ -274,7 +275,7 @@ class DP_DepthwiseConv2D(_OrthogonalConvolution, keras.layers.DepthwiseConv2D):
         depthwise_initializer: Initializer = "orthogonal",
         **kwargs: Any,
     ) -> None:
-        who = f"{type(self).__name__} '{kwargs.get('name') or ''}'"
+        who = who_is_made(self, kwargs)
         super().__init__(
             kernel_size,
             strides=strides,
@@ -393,7 +394,7 @@ class DP_PatchEmbedding(_SpectralConvolution, keras.layers.Conv2D):
         kernel_initializer: Initializer = "orthogonal",
         **kwargs: Any,
     ) -> None:
-        who = f"{type(self).__name__} '{kwargs.get('name') or ''}'"
+        who = who_is_made(self, kwargs)
         patch_size = _checks.integers(who, "patch_size", patch_size, length=2)
         for name in _SETTLED_BY_PATCHES & kwargs.keys():
             raise ValueError(

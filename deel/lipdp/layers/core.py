@@ -8,7 +8,7 @@ from keras import ops
 
 from deel.lipdp import _checks, _per_example
 from deel.lipdp._types import Bound, Ints, Shape, Tensor
-from deel.lipdp.layers._base import DPLayer, NonExpansive
+from deel.lipdp.layers._base import DPLayer, NonExpansive, who_is_made
 
 __all__ = [
     "DP_BoundedInput",
@@ -128,11 +128,11 @@ class DP_Permute(NonExpansive, keras.layers.Permute):
     Bounds: the entries are the same, so are both norms.
 
     Raises:
-        TypeError, ValueError: if `dims` is no permutation; 0, the batch, is in none.
+        TypeError, ValueError: if `dims` is no permutation; 0, the batch, is in none. For an input of another rank.
     """
 
     def __init__(self, dims: Ints, **kwargs: Any) -> None:
-        who = f"DP_Permute '{kwargs.get('name') or ''}'"
+        who = who_is_made(self, kwargs)
         order = _checks.integers(who, "dims", dims)
         if sorted(order) != list(range(1, len(order) + 1)):
             raise ValueError(
@@ -144,6 +144,18 @@ class DP_Permute(NonExpansive, keras.layers.Permute):
                 )
             )
         super().__init__(order, **kwargs)
+
+    def compute_output_shape(self, input_shape):
+        if len(input_shape) != len(self.dims) + 1:
+            raise ValueError(
+                _checks.message(
+                    f"DP_Permute '{self.name}'",
+                    f"an input of {len(self.dims)} axes beside the batch, one for each of dims={self.dims}",
+                    f"input shape {tuple(input_shape)}",
+                    "Put DP_Reshape before it, as DP_Reshape((positions, channels)) before a mixer block.",
+                )
+            )
+        return super().compute_output_shape(input_shape)
 
 
 @keras.saving.register_keras_serializable(package="deel-lipdp")
@@ -234,7 +246,7 @@ class DP_Lambda(DPLayer, keras.layers.Lambda):
         norm_at_zero: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        who = f"DP_Lambda '{kwargs.get('name') or ''}'"
+        who = who_is_made(self, kwargs)
         if not callable(function) or isinstance(function, (type, keras.layers.Layer)):
             raise TypeError(
                 _checks.message(
