@@ -134,10 +134,6 @@ def test_public_names_exist_and_have_docstrings(name):
                     assert function.__doc__, f"{name}.{public}.{method} has no docstring"
 
 
-# TEMPORARY: modules whose signatures are still to be annotated.
-NOT_ANNOTATED_YET = ("deel.lipdp.cli", "deel.lipdp.html_report", "deel.lipdp.run_folder", "deel.lipdp.utils")
-
-
 def public_functions(value):
     """A function; of a class, what the package defines for its users: constructor, `__call__`, methods, properties."""
     if inspect.isfunction(value):
@@ -172,7 +168,7 @@ def test_public_signatures_are_annotated():
     missing = {
         f"{function.__module__}.{function.__qualname__}: {', '.join(unannotated(function))}"
         for function in functions
-        if function.__module__ not in NOT_ANNOTATED_YET and unannotated(function)
+        if unannotated(function)
     }
     assert not missing, "\n".join(sorted(missing))
 

@@ -49,7 +49,7 @@ class DP_Accountant(keras.callbacks.Callback):
         self.epsilon_max = epsilon_max
         self._priced: tuple[Any, ...] | None = None  # what was spent when `update` last searched
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         if not isinstance(model, PrivateModel):
             raise TypeError(
                 _checks.message(

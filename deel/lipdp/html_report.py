@@ -6,9 +6,11 @@ import io
 import json
 import math
 import pathlib
+from collections.abc import Sequence
 
 from deel.lipdp import _checks
 from deel.lipdp._charts import draw_tightness, name_rows, new_axes, plain
+from deel.lipdp._types import PathLike
 
 __all__ = ["write_report"]
 
@@ -19,7 +21,7 @@ _LEGEND_ROW = 0.2
 _LEGEND_WIDTH = 94
 
 
-def write_report(runs, output="report.html"):
+def write_report(runs: Sequence[PathLike], output: PathLike = "report.html") -> pathlib.Path:
     """Writes one self-contained HTML page about one or several runs.
 
     It shows accuracy against epsilon, certified accuracy, how tight the bounds are, how much noise each variable bears,
@@ -44,17 +46,17 @@ def write_report(runs, output="report.html"):
         _refuse("an output that ends in .html, in a folder that exists", f"'{output}'", "Name another file.")
     if not runs:
         _refuse("a run folder or several", "none", "Name folders that lipdp train wrote.")
-    runs = [_read(pathlib.Path(run)) for run in runs]
-    for run, name in zip(runs, _short_names([run["folder"] for run in runs]), strict=True):
+    contents = [_read(pathlib.Path(run)) for run in runs]
+    for run, name in zip(contents, _short_names([run["folder"] for run in contents]), strict=True):
         run["name"] = name
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"share": _share, "epsilon": _epsilon}
     source = importlib.resources.files("deel.lipdp").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
-        runs=runs,
-        accuracy=_accuracy_chart(runs),
-        certified=_certified_chart(runs),
-        bars=[chart for run in runs for chart in (_tightness_chart(run), _noise_chart(run)) if chart],
+        runs=contents,
+        accuracy=_accuracy_chart(contents),
+        certified=_certified_chart(contents),
+        bars=[chart for run in contents for chart in (_tightness_chart(run), _noise_chart(run)) if chart],
     )
     output.write_text(page, encoding="utf-8")
     return output

@@ -7,9 +7,12 @@ import os
 import pathlib
 import secrets
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 from deel.lipdp import _checks
 from deel.lipdp._charts import new_axes, save_png
+from deel.lipdp._types import PathLike
 
 __all__ = ["FILES", "check_output", "new_run_folder", "write_certified", "write_curve", "write_json"]
 
@@ -29,7 +32,7 @@ def _refuse(expected, received, remedy):
     raise ValueError(_checks.message("run folder", expected, received, remedy))
 
 
-def check_output(output, overwrite=False):
+def check_output(output: PathLike, overwrite: bool = False) -> pathlib.Path:
     """Says early whether a run can be written to `output`; writes nothing.
 
     Args:
@@ -66,7 +69,7 @@ def check_output(output, overwrite=False):
 
 
 @contextlib.contextmanager
-def new_run_folder(output, overwrite=False):
+def new_run_folder(output: PathLike, overwrite: bool = False) -> Iterator[pathlib.Path]:
     """Context manager: gives a temporary folder beside `output` that becomes `output` when the block ends well.
 
     An exception in the block deletes the temporary folder; a kill leaves it under its hidden name.
@@ -101,7 +104,7 @@ def new_run_folder(output, overwrite=False):
         os.replace(temporary, output)
 
 
-def json_safe(value):
+def json_safe(value: Any) -> Any:
     """The same content in what JSON can hold: plain numbers, and None for infinity and NaN."""
     if isinstance(value, dict):
         return {key: json_safe(item) for key, item in value.items()}
@@ -112,14 +115,14 @@ def json_safe(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path, content):
+def write_json(path: PathLike, content: dict[str, Any]) -> dict[str, Any]:
     """Writes a dict as JSON that any parser reads, and returns what was written."""
     content = json_safe(content)
     pathlib.Path(path).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return content
 
 
-def write_curve(path, history):
+def write_curve(path: PathLike, history: dict[str, list[Any]]) -> None:
     """Draws accuracy against epsilon, against epochs where no epsilon holds (seeded runs)."""
     from matplotlib.ticker import MaxNLocator
 
@@ -138,7 +141,7 @@ def write_curve(path, history):
     save_png(axes, path)
 
 
-def write_certified(path, certified):
+def write_certified(path: PathLike, certified: dict[str, list[float]]) -> None:
     """Draws certified accuracy against the radius, both lists in a dict."""
     axes = new_axes()
     axes.plot(certified["radius"], certified["accuracy"], marker="o", ms=4)

@@ -5,13 +5,17 @@ What the callbacks report is computed on private data and is not covered by epsi
 
 import logging
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from deel.lipdp import _charts, _checks, _reporting
 from deel.lipdp._training.tensorflow import per_example_losses
+from deel.lipdp._types import LogFn, PathLike, Tensor
 
 __all__ = [
     "CertifiableAUROC",
@@ -42,16 +46,16 @@ class ScaledAUC(keras.metrics.AUC):
         TypeError, ValueError: for arguments out of range.
     """
 
-    def __init__(self, scale=1.0, name="scaled_auc", **kwargs):
+    def __init__(self, scale: float = 1.0, name: str = "scaled_auc", **kwargs: Any) -> None:
         kwargs.pop("from_logits", None)
         super().__init__(name=name, **kwargs)
         self.scale = _checks.number(type(self).__name__, "scale", scale, above=0.0)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> None:
         positive = ops.cast(y_true, self.dtype) > 0.5  # Keras takes whatever is not 0
         super().update_state(positive, ops.sigmoid(self.scale * ops.cast(y_pred, self.dtype)), sample_weight)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "scale": self.scale}
 
 
@@ -76,7 +80,7 @@ class CertifiableAUROC(ScaledAUC):
         TypeError, ValueError: for arguments out of range.
     """
 
-    def __init__(self, radius, scale=1.0, name="certifiable_auroc", **kwargs):
+    def __init__(self, radius: float, scale: float = 1.0, name: str = "certifiable_auroc", **kwargs: Any) -> None:
         who = type(self).__name__
         # "interpolation", Keras's default, takes scores between two thresholds for half in order.
         for key, only in (("curve", "ROC"), ("summation_method", "minoring")):
@@ -84,16 +88,23 @@ class CertifiableAUROC(ScaledAUC):
         super().__init__(scale=scale, name=name, **kwargs)
         self.radius = _checks.number(who, "radius", radius, at_least=0.0)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> None:
         y_pred = ops.cast(y_pred, self.dtype)
         y_true = ops.reshape(ops.cast(y_true, self.dtype), ops.shape(y_pred))
         super().update_state(y_true, ops.where(y_true > 0.5, y_pred - self.radius, y_pred + self.radius), sample_weight)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "radius": self.radius}
 
 
-def membership_inference(members, non_members, labels=None, *, folds=5, seed=0):
+def membership_inference(
+    members: tuple[npt.ArrayLike, npt.ArrayLike],
+    non_members: tuple[npt.ArrayLike, npt.ArrayLike],
+    labels: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
     """Attacks that tell training examples from others, by the loss alone and by all features together.
 
     The threshold attack calls the examples of smaller loss members (Yeom et al., 2018). The logistic regression is
@@ -125,22 +136,22 @@ def membership_inference(members, non_members, labels=None, *, folds=5, seed=0):
     """
     who = "membership_inference"
     folds = _checks.integer(who, "folds", folds, at_least=2)
-    losses = [np.asarray(side[0], "float64").reshape(-1) for side in (members, non_members)]
-    features = [np.asarray(side[1], "float64").reshape(len(side[1]), -1) for side in (members, non_members)]
-    sizes = [len(side) for side in losses]
-    if [len(side) for side in features] != sizes or min(sizes) < folds:
-        received = f"{sizes} losses and {[len(side) for side in features]} rows of features"
+    both_losses = [np.asarray(losses, "float64").reshape(-1) for losses, _ in (members, non_members)]
+    both_features = [np.asarray(features, "float64") for _, features in (members, non_members)]
+    sizes = [len(side) for side in both_losses]
+    if [len(side) for side in both_features] != sizes or min(sizes) < folds:
+        received = f"{sizes} losses and {[len(side) for side in both_features]} rows of features"
         raise ValueError(_checks.message(who, f"one row of features for each loss, at least {folds}", received, ""))
     member = np.repeat([1, 0], sizes)
-    losses = np.concatenate(losses)
-    features = np.column_stack([losses, np.concatenate(features)])
+    losses = np.concatenate(both_losses)
+    features = np.column_stack([losses, np.concatenate([side.reshape(len(side), -1) for side in both_features])])
     groups = {"all": np.ones(len(member), bool)}
     if labels is not None:
-        labels = [np.asarray(side).reshape(-1) for side in labels]
-        if [len(side) for side in labels] != sizes:
-            received = f"{sizes} losses and {[len(side) for side in labels]} labels"
+        both_labels = [np.asarray(side).reshape(-1) for side in labels]
+        if [len(side) for side in both_labels] != sizes:
+            received = f"{sizes} losses and {[len(side) for side in both_labels]} labels"
             raise ValueError(_checks.message(who, "one label for each loss", received, "Pass the classes of both."))
-        classes = np.concatenate(labels)
+        classes = np.concatenate(both_labels)
         groups |= {f"class {label}": classes == label for label in np.unique(classes)}
     return {
         name: _attack(losses[rows], features[rows], member[rows], folds, seed)
@@ -193,7 +204,13 @@ class PrivacyMetrics(keras.callbacks.Callback):
         TypeError, ValueError: for arguments out of range.
     """
 
-    def __init__(self, np_dataset, log_fn="all", every=None, batch_size=256):
+    def __init__(
+        self,
+        np_dataset: Sequence[npt.ArrayLike],
+        log_fn: LogFn = "all",
+        every: int | None = None,
+        batch_size: int = 256,
+    ) -> None:
         super().__init__()
         who = "PrivacyMetrics"
         if not isinstance(np_dataset, (tuple, list)) or len(np_dataset) != 4:
@@ -207,26 +224,26 @@ class PrivacyMetrics(keras.callbacks.Callback):
         self._log = _reporting.resolve_log_fn(log_fn)
         self.every = None if every is None else _checks.integer(who, "every", every)
         self.batch_size = _checks.integer(who, "batch_size", batch_size)
-        self.results = {}
+        self.results: dict[str, dict[str, float]] = {}
         self._epoch = 0
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch + 1
         if self.every is not None and self._epoch % self.every == 0:
             self.attack()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.every is None:
             self.attack()
 
-    def attack(self):
+    def attack(self) -> dict[str, dict[str, float]]:
         """Runs the attacks on the present model, logs and returns what `membership_inference` found."""
         _logger.warning("PrivacyMetrics reads losses of single training examples, which epsilon does not cover.")
         (x_train, y_train), (x_test, y_test) = self._sides
         outputs = [self.model.predict(x, batch_size=self.batch_size, verbose=0) for x in (x_train, x_test)]
         losses = self._losses(np.concatenate([y_train, y_test]), np.concatenate(outputs))
-        sides = zip(np.split(losses, [len(y_train)]), outputs, strict=True)
-        self.results = membership_inference(*sides, labels=(_classes(y_train), _classes(y_test)))
+        members, others = zip(np.split(losses, [len(y_train)]), outputs, strict=True)
+        self.results = membership_inference(members, others, labels=(_classes(y_train), _classes(y_test)))
         flat = {f"{group}/{name}": value for group, part in self.results.items() for name, value in part.items()}
         self._log({**flat, "epoch": self._epoch})
         return self.results
@@ -245,13 +262,13 @@ def _classes(y):
 class _SignalToNoise(keras.callbacks.Callback):
     """Measures at the end of each epoch, and reports: to `log_fn`, to the Keras logs, and as a chart."""
 
-    def __init__(self, batch, log_fn, png):
+    def __init__(self, batch: tuple[Tensor, ...], log_fn: LogFn, png: PathLike | None) -> None:
         super().__init__()
         self.batch = batch
         self.png = None if png is None else self._checked_path(png)
         self._log = _reporting.resolve_log_fn(log_fn)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         _logger.warning("%s reads gradients of examples, which epsilon does not cover.", type(self).__name__)
 
     def _checked_path(self, png):
@@ -285,15 +302,15 @@ class SignaltoNoiseAverage(_SignalToNoise):
         ValueError: for another `log_fn`, and for a chart that cannot be written.
     """
 
-    def __init__(self, batch, log_fn="all", png=None):
+    def __init__(self, batch: tuple[Tensor, ...], log_fn: LogFn = "all", png: PathLike | None = None) -> None:
         super().__init__(batch, log_fn, png)
-        self._history = {}
+        self._history: dict[str, dict[int, float]] = {}
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._history = {}
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         ratios, _, _ = self.model.signal_to_noise_average(self.batch, warn=False)
         values = {f"signal_to_noise/{key}": float(ratio) for key, ratio in ratios.items()}
         self._report(epoch, values, values, logs)
@@ -334,14 +351,17 @@ class SignaltoNoiseHistogram(_SignalToNoise):
         TypeError, ValueError: for arguments out of range, another `log_fn`, and a chart that cannot be written.
     """
 
-    def __init__(self, batch, log_fn="all", bins=20, png=None):
+    def __init__(
+        self, batch: tuple[Tensor, ...], log_fn: LogFn = "all", bins: int = 20, png: PathLike | None = None
+    ) -> None:
         super().__init__(batch, log_fn, png)
         self.bins = _checks.integer("SignaltoNoiseHistogram", "bins", bins)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         ratios, _, _ = self.model.signal_to_noise_elementwise(self.batch, warn=False)
         spreads = {key: _reporting.spread(ratio) for key, ratio in ratios.items()}
-        values, medians = {}, {}
+        values: dict[str, Any] = {}
+        medians = {}
         for key, ratio in ratios.items():
             name = f"signal_to_noise/{key}"
             values |= {f"{name}/{quantile}": value for quantile, value in spreads[key].items()}

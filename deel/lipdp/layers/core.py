@@ -145,7 +145,7 @@ class DP_Permute(NonExpansive, keras.layers.Permute):
             )
         super().__init__(order, **kwargs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != len(self.dims) + 1:
             raise ValueError(
                 _checks.message(
