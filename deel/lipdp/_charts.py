@@ -3,9 +3,14 @@
 Figures are made without pyplot: no window opens, and the user's own figures are not touched.
 """
 
-__all__ = ["draw_tightness", "name_rows", "new_axes", "plain", "save_png"]
+import math
+
+__all__ = ["add_legend", "draw_tightness", "name_rows", "new_axes", "plain", "save_png"]
 
 _SIZE = (6.4, 3.6)  # inches
+# Of the legend of a chart: inches for each row, and characters that fit beside each other.
+_LEGEND_ROW = 0.2
+_LEGEND_WIDTH = 94
 
 
 def new_axes(rows=None):
@@ -29,6 +34,16 @@ def name_rows(axes, names):
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
+def add_legend(axes):
+    """Names the curves, if they have names, below the axes: inside, a legend would cover some of many."""
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        columns = max(1, min(3, _LEGEND_WIDTH // (max(map(len, labels)) + 6)))  # 6 for the mark before each
+        width, height = axes.figure.get_size_inches()
+        axes.figure.set_size_inches(width, height + _LEGEND_ROW * math.ceil(len(labels) / columns))
+        axes.figure.legend(loc="outside lower center", ncols=columns, fontsize="small")
+
+
 def draw_tightness(spreads, examples):
     """Axes with a bar for each variable: gradient norms over their bound, as `_reporting.spread` describes them."""
     axes = new_axes(len(spreads))
@@ -38,7 +53,7 @@ def draw_tightness(spreads, examples):
         axes.plot([spread["max"]], [row], ".", color="C0")
     name_rows(axes, list(spreads))
     axes.set_xlim(0.0, 1.0)
-    axes.set_xlabel(f"gradient norm of {examples} over its bound: 5 to 95 %, median, largest")
+    axes.set_xlabel(f"gradient norm of {examples} over its bound\n5 to 95 %, median, largest")
     return axes
 
 

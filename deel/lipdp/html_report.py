@@ -9,16 +9,12 @@ import pathlib
 from collections.abc import Sequence
 
 from deel.lipdp import _checks
-from deel.lipdp._charts import draw_tightness, name_rows, new_axes, plain
+from deel.lipdp._charts import add_legend, draw_tightness, name_rows, new_axes, plain
 from deel.lipdp._types import PathLike
 
 __all__ = ["write_report"]
 
 _WHO = "lipdp report"
-
-# Of the legend of a chart: inches for each row, and characters that fit beside each other.
-_LEGEND_ROW = 0.2
-_LEGEND_WIDTH = 94
 
 
 def write_report(runs: Sequence[PathLike], output: PathLike = "report.html") -> pathlib.Path:
@@ -163,13 +159,7 @@ def _chart(axes, title):
     """The chart as an address that holds all of it, or None where nothing was drawn."""
     if not axes.has_data():
         return None
-    labels = axes.get_legend_handles_labels()[1]
-    if labels:
-        # Below the axes, in a figure that grows with it: inside, it would cover the curves of several runs.
-        columns = max(1, min(3, _LEGEND_WIDTH // (max(map(len, labels)) + 6)))  # 6 for the mark before each
-        width, height = axes.figure.get_size_inches()
-        axes.figure.set_size_inches(width, height + _LEGEND_ROW * math.ceil(len(labels) / columns))
-        axes.figure.legend(loc="outside lower center", ncols=columns, fontsize="small")
+    add_legend(axes)
     drawn = io.BytesIO()
     axes.figure.savefig(drawn, format="svg", metadata={"Date": None})
     return {"title": title, "source": "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()}

@@ -326,7 +326,7 @@ class SignaltoNoiseAverage(_SignalToNoise):
         axes.set_yscale("log")
         axes.set_xlabel("epoch")
         axes.set_ylabel("norm of the mean gradient over the bound")
-        axes.legend(fontsize="small")
+        _charts.add_legend(axes)
         _charts.save_png(axes, self.png)
 
 
