@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from doubles import NUM_CLASSES, SHAPE, data, layer_list, metadata, model, parameters
 
-from deel.lipdp._training import tensorflow as step
 from deel.lipdp.bounds import ROUNDING_SLACK
 from deel.lipdp.layers import (
     DP_BoundedInput,
@@ -474,48 +473,6 @@ def test_signal_to_noise():
     assert all(0 < mean_ratios[key] <= each[key].mean() + 1e-6 for key in each)  # triangle inequality
     with pytest.raises(ValueError, match="8 examples"):
         private.signal_to_noise_average((x[:5], y[:5]))
-
-
-@BOTH
-def test_signal_to_noise_is_traced_once_until_something_changes(cls, monkeypatch):
-    x, y = data(8)
-    counts, traced = [], []
-    private = model(dense_list(DP_QuickSpectralDense(36, name="square")), cls=cls)
-    private.fit(x, y, verbose=0)
-    original = step._summed_gradients
-    monkeypatch.setattr(step, "_summed_gradients", lambda *args: traced.append(args) or original(*args))
-
-    def norms():
-        traced.clear()
-        elementwise, _, _ = private.signal_to_noise_elementwise((x, y))
-        private.signal_to_noise_average((x, y))
-        counts.append(len(traced))
-        return elementwise
-
-    before = norms()
-    assert list(before) == ["square/kernel", "logits/kernel"]
-    again = norms()
-    np.testing.assert_array_equal(again["square/kernel"], before["square/kernel"])
-    private.fit(x, y, verbose=0)
-    norms()
-    assert counts[0] > 0 and counts[1:] == [0, 0]
-    private.loss_function.tau = 20.0
-    private.compile(loss=private.loss_function)  # the same object
-    compiled = norms()
-    assert counts[-1] > 0 and compiled["logits/kernel"].max() != before["logits/kernel"].max()
-    private.get_layer("square").trainable = False
-    frozen = norms()
-    assert counts[-1] > 0 and list(frozen) == ["logits/kernel"]
-    private.get_layer("square").trainable, private.get_layer("logits").trainable = True, False
-    swapped = norms()  # of the same bound
-    assert counts[-1] > 0 and list(swapped) == ["square/kernel"]
-    np.testing.assert_allclose(swapped["square/kernel"], compiled["square/kernel"], rtol=1e-5)
-    private.get_layer("logits").trainable = True
-    assert len(norms()) == 2 and counts[-1] > 0
-    private.layers_forward_order()[0].upper_bound = 0.5
-    narrowed = norms()  # the data have norm 2.5
-    assert counts[-1] > 0 and all((ratio <= 1.0).all() for ratio in narrowed.values())
-    assert narrowed["square/kernel"].max() > 0.1
 
 
 @BOTH

@@ -310,25 +310,6 @@ def _log_step(model, scales, gradients):
         )
 
 
-def _norms_of_gradients(model, loss, radius):
-    """The graph of `per_example_gradient_norms`: the model's last one while all that it holds as a constant is the
-    same. Like the graphs of steps, it goes when the model is compiled."""
-    variables = model.trainable_variables
-    bounds = [float(bound) for bound in model.scales_in_force().gradient_bounds]
-    holds = (loss, radius, bounds, [id(variable) for variable in variables])
-    kept = model._graphs.functions.get("norms")
-    if kept is not None and kept[0] == holds:
-        return kept[1]
-
-    @tf.function(reduce_retracing=True)
-    def norms(x, y, weights):
-        gradients, _, _ = _summed_gradients(model, loss, radius, x, y, weights)
-        return tf.stack([tf.norm(g) for g in gradients])
-
-    model._graphs.functions["norms"] = holds, norms, variables  # an id is theirs while they are kept
-    return norms
-
-
 def per_example_gradient_norms(model, loss, radius, data):
     """Norms of gradients at the current weights, uncovered by epsilon: for reports and tests.
 
@@ -343,6 +324,11 @@ def per_example_gradient_norms(model, loss, radius, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
     weights = _weights(sample_weight, tf.shape(y)[0])
-    norms = _norms_of_gradients(model, loss, radius)
+
+    @tf.function(reduce_retracing=True)
+    def norms(x, y, weights):
+        gradients, _, _ = _summed_gradients(model, loss, radius, x, y, weights)
+        return tf.stack([tf.norm(g) for g in gradients])
+
     each = [norms(x[i : i + 1], y[i : i + 1], weights[i : i + 1]) for i in range(len(x))]
     return np.stack(each).astype("float64"), norms(x, y, weights).numpy().astype("float64")
