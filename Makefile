@@ -51,7 +51,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 notebooks: $(VENV)/.installed
 	@rm -rf build/notebooks && mkdir -p build/notebooks && cp docs/notebooks/*.ipynb build/notebooks
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
-	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True \
+	  --ExecutePreprocessor.record_timing=False \
 	  --ExecutePreprocessor.extra_arguments="--IPKernelApp.capture_fd_output=False" build/notebooks/*.ipynb
 	@cp build/notebooks/*.ipynb docs/notebooks && $(BIN)/ruff format --quiet docs/notebooks
 

@@ -1,5 +1,6 @@
 """The page of the command line, made from the commands themselves."""
 
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from mkdocs.structure.files import File
 def on_files(files, config):
     """Adds `api/cli.md`."""
     command = [sys.executable, "-m", "typer", "deel.lipdp.cli", "utils", "docs", "--name", "lipdp"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8", env=environment).stdout
     files.append(File.generated(config, "api/cli.md", content=text))
     return files

@@ -48,7 +48,7 @@ setup(
             "papermill",
         ],
         "secure": ["cryptography"],
-        "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]", "mkdocs-jupyter"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material", "mkdocstrings[python]", "mkdocs-jupyter"],
         "wandb": ["wandb"],
         "experiments": ["wandb", "pandas"],
     },

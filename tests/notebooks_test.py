@@ -1,4 +1,4 @@
-"""The tutorials run from the first cell to the last, and what is committed of them comes from such a run."""
+"""The tutorials run from the first cell to the last, and are committed with what they print."""
 
 import pathlib
 import re
@@ -82,11 +82,14 @@ def test_every_tutorial_is_tried_and_in_the_site():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_what_is_committed_was_run_in_order_and_tells_no_paths(name):
+def test_what_is_committed_has_its_outputs_in_order_and_tells_no_paths(name):
     cells = code_cells(name)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    printed = "".join(str(output) for cell in cells for output in cell.outputs)
-    assert len(printed) > 500 and not re.search(r"Traceback|site-packages|/home/|/root/|/tmp/|oneDNN|cuda", printed)
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    # Not the pictures: their letters are chance.
+    printed = "".join(output.get("text", "") + str(output.get("data", {}).get("text/plain", "")) for output in outputs)
+    assert len(printed) > 300 and not re.search(r"Traceback|site-packages|/home/|/root/|/tmp/|oneDNN|cuda", printed)
     assert "papermill" not in notebook(name).metadata
     assert not any("execution" in cell.metadata for cell in cells)
 

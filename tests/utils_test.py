@@ -201,6 +201,7 @@ def test_metric_is_rebuilt_from_its_config(metric):
         (lambda: CertifiableAUROC(0.1, summation_method="interpolation"), ValueError, "'minoring'.*'interpolation'"),
         (lambda: CertifiableAUROC(0.1, curve="PR"), ValueError, "'ROC'.*'PR'"),
         (lambda: SignaltoNoiseHistogram(data(4), bins=0), ValueError, "SignaltoNoiseHistogram.*bins=0"),
+        (lambda: SignaltoNoiseHistogram(data(4), bins=513), ValueError, "SignaltoNoiseHistogram.*bins=513"),
         (lambda: SignaltoNoiseHistogram(data(4), png="chart.svg"), ValueError, "SignaltoNoiseHistogram.*chart.svg"),
         (
             lambda: SignaltoNoiseAverage(data(4), png="no/chart.png"),

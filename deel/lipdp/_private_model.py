@@ -33,7 +33,7 @@ from deel.lipdp.bounds import (
     output_gradient_bound_in_force,
     variable_key,
 )
-from deel.lipdp.layers import DP_ClipGradient
+from deel.lipdp.layers import DP_ClipGradient, DP_Lambda
 from deel.lipdp.ledger import Ledger
 from deel.lipdp.noise import joint_noise_multiplier, noise_stddevs
 from deel.lipdp.parameters import DatasetMetadata, DPParameters
@@ -56,14 +56,13 @@ _SMALLEST_STDDEV = 1e-30
 # Of a bound that was computed twice.
 _ROUNDING = 1e-6
 
-# Functions that DP_Lambda may end a model with.
-_PROBABILITIES = ("hard_sigmoid", "sigmoid", "softmax")
-
 
 def _takes_probabilities(loss):
-    """Whether a loss of Keras, a function or an object, was left at `from_logits=False`."""
+    """Whether a loss of Keras's own, a function or an object, was left at `from_logits=False`."""
     if isinstance(loss, keras.losses.Loss):
-        return getattr(loss, "from_logits", None) is False
+        return hasattr(keras.losses, type(loss).__name__) and getattr(loss, "from_logits", None) is False
+    if not hasattr(keras.losses, getattr(loss, "__name__", "")):
+        return False
     parameter = inspect.signature(loss).parameters.get("from_logits")
     return parameter is not None and parameter.default is False
 
@@ -210,10 +209,12 @@ class PrivateModel(_Model):
             )
 
     def _warn_of_what_may_not_be_meant(self):
-        if _takes_probabilities(self.loss_function) and not self._ends_in_probabilities():
+        ends = [layer for layer in self.layers_backward_order() if not isinstance(layer, DP_ClipGradient)]
+        # A DP_Lambda at the end may be a softmax.
+        if _takes_probabilities(self.loss_function) and not isinstance(ends[0], DP_Lambda):
             name = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
             _logger.warning(
-                "%s: the loss %s takes probabilities, and the model gives logits: it will not learn. Use "
+                "%s: the loss %s takes probabilities, and the model gives logits: it will hardly learn. Use "
                 "keras.losses.%s(from_logits=True), or a loss of deel.lipdp.losses.",
                 self._who(),
                 name,
@@ -228,11 +229,6 @@ class PrivateModel(_Model):
                 guard.upper_bound,
                 max_norm,
             )
-
-    def _ends_in_probabilities(self):
-        """Whether the last layer, but for a clip of gradients, is a function known to give numbers in [0, 1]."""
-        last = next((layer for layer in self.layers_backward_order() if not isinstance(layer, DP_ClipGradient)), None)
-        return getattr(getattr(last, "function", None), "__name__", None) in _PROBABILITIES
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """As in Keras, with `microbatch_size`."""
@@ -313,7 +309,8 @@ class PrivateModel(_Model):
             )
         if class_weight is not None:
             width = self.output_shape[-1] if self.built else 1
-            classes = range(width if width > 1 else self.dataset_metadata.nb_classes or 2)
+            # One output tells two classes apart, and is one of `nb_classes` in the metadata of a table.
+            classes = range(max(2, width, self.dataset_metadata.nb_classes or 0))
             missing = [label for label in classes if label not in class_weight]
             if missing:
                 _refuse(

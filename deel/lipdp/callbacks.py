@@ -22,7 +22,7 @@ class DP_Accountant(keras.callbacks.Callback):
     """Prices the model's ledger at the end of each epoch and puts `epsilon` and `delta` into the Keras logs.
 
     The progress bar, `History`, and every callback listed after this one (CSVLogger, TensorBoard, wandb, ...) see them.
-    `EarlyStopping("epsilon")` is no budget: Keras stops there when a value no longer improves, and epsilon only grows.
+    `EarlyStopping` on `epsilon` is no budget: it stops when a value no longer improves, and epsilon only grows.
     `epsilon_max` is one.
 
     Args:
@@ -30,7 +30,7 @@ class DP_Accountant(keras.callbacks.Callback):
             `"all"` logs to `logging` and, if a wandb run is active, to wandb.
         accountant: `"rdp"` (autodp) or `"pld"` (dp-accounting, tighter).
         epsilon_max: float or None. Training stops before the step that would exceed it, also inside
-            `steps_per_execution`, and a warning says after how many steps, if there were more to come.
+            `steps_per_execution`, and a warning says so, if there were more steps to come.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -68,10 +68,10 @@ class DP_Accountant(keras.callbacks.Callback):
             self.model.add_budget(self)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._epoch, self._epoch_start = epoch, self._steps()
+        self._epoch = epoch
         if self.epsilon_max is not None and not self._limited:
             self._limited = True
-            self._start = self._steps()
+            self._spent_before = self.model.ledger.entries()
             self.update()  # a callback listed after this one may have restored what an earlier run has spent
 
     def allows(self, event: Event, count: int) -> bool:
@@ -102,24 +102,21 @@ class DP_Accountant(keras.callbacks.Callback):
         if self.epsilon_max is not None and self.model.reached_limit():
             self.model.stop_training = True
             # Not where a plan ends as its budget does, nor where the budget of another accountant ended it.
-            if self._ends_early() and not self.allows(self.model.event_in_force, 1):
+            if self._ends_early(batch) and not self.allows(self.model.event_in_force, 1):
                 self._say_what_was_spent()
 
-    def _steps(self):
-        return int(self.model.optimizer.iterations)
-
-    def _ends_early(self):
+    def _ends_early(self, batch):
         params = self.params or {}  # a CallbackList of the caller's own may have none
         epochs, steps = params.get("epochs"), params.get("steps")
         is_last = epochs is not None and self._epoch + 1 >= epochs
-        return not is_last or steps is None or self._steps() - self._epoch_start < steps
+        return not is_last or steps is None or batch + 1 < steps
 
     def _say_what_was_spent(self):
-        budget, spent = f"the budget of epsilon {self.epsilon_max:g}", self._price(self.model.ledger.entries())
-        steps = self._steps() - self._start
-        if steps:
+        entries = self.model.ledger.entries()
+        budget, spent = f"the budget of epsilon {self.epsilon_max:g}", self._price(entries)
+        if entries != self._spent_before:
             _logger.warning(
-                "DP_Accountant: %s is spent after %d steps (epsilon %.6g): training ends.", budget, steps, spent
+                "DP_Accountant: %s is spent in epoch %d (epsilon %.6g): training ends.", budget, self._epoch + 1, spent
             )
             return
         remedy = "Raise epsilon_max, or use more noise"

@@ -138,7 +138,7 @@ def _certified_chart(runs):
 
 def _tightness_chart(run):
     spreads = run["metrics"].get("tightness")
-    if not spreads:
+    if not spreads or any("q50" not in spread for spread in spreads.values()):  # by an earlier version
         return None
     return _chart(draw_tightness(spreads, "a test example"), f"{run['name']}: tightness of the bounds")
 

@@ -273,7 +273,7 @@ class _SignalToNoise(keras.callbacks.Callback):
 
     def _checked_path(self, png):
         path = pathlib.Path(png)
-        if path.suffix != ".png" or not path.parent.is_dir():
+        if path.suffix.lower() != ".png" or not path.parent.is_dir():
             expected, remedy = "png to end in .png, in a folder that exists", "Name another file, or make the folder."
             raise ValueError(_checks.message(type(self).__name__, expected, f"png='{path}'", remedy))
         return path
@@ -323,7 +323,8 @@ class SignaltoNoiseAverage(_SignalToNoise):
         axes = _charts.new_axes()
         for key, ratios in self._history.items():
             axes.plot(list(ratios), list(ratios.values()), "o-", ms=3, label=_charts.plain(key))
-        axes.set_yscale("log")
+        if any(ratio > 0.0 for ratios in self._history.values() for ratio in ratios.values()):
+            axes.set_yscale("log", nonpositive="mask")
         axes.set_xlabel("epoch")
         axes.set_ylabel("norm of the mean gradient over the bound")
         _charts.add_legend(axes)
@@ -343,7 +344,7 @@ class SignaltoNoiseHistogram(_SignalToNoise):
             `"signal_to_noise/<variable>/q<percent>"` -> float for the quantiles 5, 25, 50, 75 and 95 percent,
             `"signal_to_noise/<variable>/max"` -> float, `"signal_to_noise/<variable>/histogram"` -> list of counts in
             `bins` equal parts of [0, 1] (wandb gets what it draws as a histogram), and `epoch`.
-        bins: int, parts of the histogram.
+        bins: int in [1, 512], parts of the histogram.
         png: str or path of a chart, drawn anew at the end of each epoch: a bar for each variable, from the 5 to the 95
             percent quantile, with the median and the largest ratio. None: no chart.
 
@@ -355,7 +356,7 @@ class SignaltoNoiseHistogram(_SignalToNoise):
         self, batch: tuple[Tensor, ...], log_fn: LogFn = "all", bins: int = 20, png: PathLike | None = None
     ) -> None:
         super().__init__(batch, log_fn, png)
-        self.bins = _checks.integer("SignaltoNoiseHistogram", "bins", bins)
+        self.bins = _checks.integer("SignaltoNoiseHistogram", "bins", bins, at_most=512)  # as many as wandb takes
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         ratios, _, _ = self.model.signal_to_noise_elementwise(self.batch, warn=False)

@@ -162,7 +162,8 @@ def test_training_that_a_budget_ends_says_so_once(steps_per_execution, caplog):
     spent = compute_epsilon([(step, 11)], 1e-5)
     private.fit(batches(), epochs=4, verbose=0, callbacks=[accountant(spent * ROOM)])
     [message] = said(caplog)
-    assert f"the budget of epsilon {spent:g} is spent after 11 steps (epsilon {spent:.6g}): training ends" in message
+    assert f"the budget of epsilon {spent:g} is spent in epoch 2 (epsilon {spent:.6g}): training ends" in message
+    assert private.ledger.steps == 11
 
 
 def test_of_two_budgets_the_one_that_is_spent_says_so(caplog):
@@ -174,12 +175,32 @@ def test_of_two_budgets_the_one_that_is_spent_says_so(caplog):
 
 
 def test_a_budget_that_ends_two_steps_early_says_so(caplog):
-    """Within the last execution of the last epoch."""
-    private = clipped(compile_arguments={"steps_per_execution": 7})
+    private = clipped()
     [(step, _)] = planned_entries(private, 1)
     budget = compute_epsilon([(step, STEPS - 2)], 1e-5) * ROOM
     private.fit(batches(), verbose=0, callbacks=[accountant(budget)])
-    assert "after 8 steps" in said(caplog)[0]
+    assert private.ledger.steps == STEPS - 2 and "is spent in epoch 1" in said(caplog)[0]
+
+
+class Skip(keras.callbacks.Callback):
+    """As a run that resumes in the middle of an epoch."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.skip_steps(self.count)
+
+
+@pytest.mark.parametrize(("skipped", "accumulated"), [(4, None), (0, 2)])
+def test_a_plan_that_ends_with_its_budget_says_nothing(skipped, accumulated, caplog):
+    private = clipped()
+    private.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=accumulated), loss=private.loss_function)
+    [(step, _)] = planned_entries(private, 1)
+    budget = compute_epsilon([(step, STEPS - skipped)], 1e-5) * ROOM
+    private.fit(batches(), verbose=0, callbacks=[Skip(skipped), accountant(budget)])
+    assert private.ledger.steps == STEPS - skipped and said(caplog) == []
 
 
 @pytest.mark.parametrize("budget", ["spent", "too small"])
@@ -189,7 +210,7 @@ def test_a_budget_without_room_for_one_step_says_so(budget, caplog):
     limit = compute_epsilon([(step, 3)], 1e-5) * ROOM
     if budget == "spent":
         private.fit(batches(), epochs=2, verbose=0, callbacks=[accountant(limit)])
-        assert "after 3 steps" in said(caplog)[0]
+        assert "is spent in epoch 1" in said(caplog)[0]
         caplog.clear()
     else:
         limit = compute_epsilon([(step, 1)], 1e-5) / 2

@@ -276,6 +276,10 @@ def test_a_loss_of_probabilities_on_logits_warns(loss, remedy, cls, caplog):
     assert "deel.lipdp.losses" in warning
 
 
+def _own_loss(y_true, y_pred, from_logits=False):
+    return keras.losses.mean_squared_error(y_true, y_pred)
+
+
 @pytest.mark.parametrize(
     ("last", "loss"),
     [
@@ -283,6 +287,8 @@ def test_a_loss_of_probabilities_on_logits_warns(loss, remedy, cls, caplog):
         ([], keras.losses.Huber()),
         ([], "mse"),
         ([DP_Lambda(keras.activations.sigmoid, lipschitz_constant=0.25, norm_at_zero=1.0)], "binary_crossentropy"),
+        ([DP_Lambda(tf.nn.softmax, lipschitz_constant=0.5, norm_at_zero=1.0)], "categorical_crossentropy"),
+        ([], _own_loss),
     ],
 )
 def test_a_loss_of_what_the_model_gives_does_not_warn(last, loss, caplog):
@@ -341,9 +347,10 @@ def test_a_data_set_needs_a_weight_for_each_class():
     private.fit(poisson_batches(x, y, 8), class_weight=dict.fromkeys(range(4), 0.5), verbose=0)
     private.fit(x, y, class_weight={0: 1.0, 1: 0.5}, verbose=0)  # Keras gives the others weight 1 here
     one = model([*dense_list()[:-1], DP_QuickSpectralDense(1)], loss=DP_TauBCE(num_outputs=1))
-    object.__setattr__(one.dataset_metadata, "nb_classes", None)
-    with pytest.raises(ValueError, match=r"classes 0 to 1. Received: none for \[1\]"):
-        one.fit(poisson_batches(x, y[:, :1], 8), class_weight={0: 1.0})
+    for classes in (None, 1):  # 1 is what `prepare_tabular_data` makes of a column of labels
+        object.__setattr__(one.dataset_metadata, "nb_classes", classes)
+        with pytest.raises(ValueError, match=r"classes 0 to 1. Received: none for \[1\]"):
+            one.fit(poisson_batches(x, y[:, :1], 8), class_weight={0: 1.0})
 
 
 def test_a_data_set_is_not_split_for_validation():
@@ -473,6 +480,15 @@ def test_signal_to_noise():
     assert all(0 < mean_ratios[key] <= each[key].mean() + 1e-6 for key in each)  # triangle inequality
     with pytest.raises(ValueError, match="8 examples"):
         private.signal_to_noise_average((x[:5], y[:5]))
+
+
+def test_signal_to_noise_sees_what_was_changed_and_tensorflow_does_not_complain(caplog):
+    x, y = data(8)
+    private = model(dense_list())
+    before = [private.signal_to_noise_elementwise((x, y))[1]["logits/kernel"].max() for _ in range(6)]
+    private.loss_function.tau *= 20.0
+    assert before == before[:1] * 6 != [private.signal_to_noise_elementwise((x, y))[1]["logits/kernel"].max()] * 6
+    assert not warnings_of(caplog, "retracing")
 
 
 @BOTH

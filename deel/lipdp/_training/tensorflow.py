@@ -325,10 +325,13 @@ def per_example_gradient_norms(model, loss, radius, data):
     x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
     weights = _weights(sample_weight, tf.shape(y)[0])
 
-    @tf.function(reduce_retracing=True)
+    @tf.function
     def norms(x, y, weights):
         gradients, _, _ = _summed_gradients(model, loss, radius, x, y, weights)
         return tf.stack([tf.norm(g) for g in gradients])
 
-    each = [norms(x[i : i + 1], y[i : i + 1], weights[i : i + 1]) for i in range(len(x))]
-    return np.stack(each).astype("float64"), norms(x, y, weights).numpy().astype("float64")
+    # Traced anew each time, since a graph holds layers and loss as they are now; TensorFlow need not warn of it.
+    of_one = norms.get_concrete_function(x[:1], y[:1], weights[:1])
+    of_all = norms.get_concrete_function(x, y, weights)
+    each = [of_one(x[i : i + 1], y[i : i + 1], weights[i : i + 1]) for i in range(len(x))]
+    return np.stack(each).astype("float64"), of_all(x, y, weights).numpy().astype("float64")

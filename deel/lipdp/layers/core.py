@@ -144,6 +144,10 @@ class DP_Permute(NonExpansive, keras.layers.Permute):
                 )
             )
         super().__init__(order, **kwargs)
+        self.input_spec = None  # its message has no remedy
+
+    def build(self, input_shape: Shape) -> None:
+        self.compute_output_shape(input_shape)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != len(self.dims) + 1:
