@@ -97,11 +97,10 @@ def test_what_is_committed_has_its_outputs_in_order_and_tells_no_paths(name):
 def test_the_badges_of_the_readme_open_the_tutorials():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     badges = re.findall(r"https://colab.research.google.com/github/([\w-]+/[\w-]+)/blob/main/(\S+?)\)", readme)
-    assert [path for _, path in badges] == [
-        f"docs/notebooks/{name}.ipynb" for name in ("basic_mnist", "advanced_cifar10")
-    ]
+    assert [path for _, path in badges] == [f"docs/notebooks/{name}.ipynb" for name in SMALL]
     [repository] = {repository for repository, _ in badges}
     assert f'url="https://github.com/{repository}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f"git clone https://github.com/{repository} " in readme
     for name in SMALL:
         [first, *_] = code_cells(name)
         assert f"%pip install --quiet git+https://github.com/{repository}.git" in first.source

@@ -214,7 +214,7 @@ class PrivateModel(_Model):
         if _takes_probabilities(self.loss_function) and not isinstance(ends[0], DP_Lambda):
             name = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
             _logger.warning(
-                "%s: the loss %s takes probabilities, and the model gives logits: it will hardly learn. Use "
+                "%s: the loss %s takes probabilities, and the model gives logits: it may not learn. Use "
                 "keras.losses.%s(from_logits=True), or a loss of deel.lipdp.losses.",
                 self._who(),
                 name,
@@ -271,11 +271,13 @@ class PrivateModel(_Model):
             ValueError: for data that contradict the metadata, class weights above 1, or, with a data set, a class
                 without a weight or a `validation_split`.
         """
-        if class_weight is not None and not all(0.0 <= w <= 1.0 for w in class_weight.values()):
+        if class_weight is not None and not (
+            isinstance(class_weight, dict) and all(0.0 <= weight <= 1.0 for weight in class_weight.values())
+        ):
             _refuse(
                 self._who(),
-                "class weights in [0, 1]",
-                f"class_weight={class_weight}",
+                "class_weight to be a dict of weights in [0, 1]",
+                f"class_weight={class_weight!r}",
                 "Larger ones would be undone by the gradient bound: divide all by the largest.",
             )
         if isinstance(x, tf.data.Dataset):

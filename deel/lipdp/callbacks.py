@@ -116,10 +116,14 @@ class DP_Accountant(keras.callbacks.Callback):
         budget, spent = f"the budget of epsilon {self.epsilon_max:g}", self._price(entries)
         if entries != self._spent_before:
             _logger.warning(
-                "DP_Accountant: %s is spent in epoch %d (epsilon %.6g): training ends.", budget, self._epoch + 1, spent
+                "DP_Accountant: %s is spent in epoch %d (epsilon %.6g): training ends. Calibrate the noise for all "
+                "epochs with the accountant that stops them, or raise epsilon_max.",
+                budget,
+                self._epoch + 1,
+                spent,
             )
             return
-        remedy = "Raise epsilon_max, or use more noise"
+        remedy = "Start with a new model, raise epsilon_max, or use more noise"
         if self.model.ledger.seeded:
             remedy = "Leave the seeds out: whoever knows one can subtract the noise"
         _logger.warning(

@@ -163,6 +163,7 @@ def test_training_that_a_budget_ends_says_so_once(steps_per_execution, caplog):
     private.fit(batches(), epochs=4, verbose=0, callbacks=[accountant(spent * ROOM)])
     [message] = said(caplog)
     assert f"the budget of epsilon {spent:g} is spent in epoch 2 (epsilon {spent:.6g}): training ends" in message
+    assert "Calibrate the noise for all epochs" in message
     assert private.ledger.steps == 11
 
 
@@ -217,7 +218,7 @@ def test_a_budget_without_room_for_one_step_says_so(budget, caplog):
     history = private.fit(batches(), epochs=2, verbose=0, callbacks=[accountant(limit)])
     [message] = said(caplog)
     assert f"no step fits the budget of epsilon {limit:g}" in message and "those of no example" in message
-    assert message.endswith("Raise epsilon_max, or use more noise.")
+    assert message.endswith("Start with a new model, raise epsilon_max, or use more noise.")
     assert len(history.epoch) == 1
 
 

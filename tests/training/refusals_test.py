@@ -331,6 +331,8 @@ def test_class_weights_above_one():
     private = model()
     with pytest.raises(ValueError, match="largest"):
         private.fit(x, y, class_weight={0: 10.0, 1: 1.0, 2: 1.0, 3: 1.0})
+    with pytest.raises(ValueError, match="class_weight to be a dict.*'balanced'"):
+        private.fit(x, y, class_weight="balanced")
     private.fit(x, y, class_weight={0: 1.0, 1: 0.1, 2: 0.1, 3: 0.1}, verbose=0)
     assert private.ledger.steps == 1
 

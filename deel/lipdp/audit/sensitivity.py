@@ -65,8 +65,9 @@ class SensitivityReport(Report):
     def summary(self) -> str:
         """str, the figures in one clause."""
         return (
-            f"{self.pairs} pairs of neighbouring steps differ by at most {self.joint_distance:.4g} noise units, "
-            f"declared {self.declared_joint_distance:.4g} (worst case attained to {self.attained:.0%})"
+            f"of {self.pairs} pairs of neighbouring steps one differs by {self.joint_distance:.4g} stddevs of the "
+            f"measured noise or more, declared {self.declared_joint_distance:.4g} "
+            f"({self.attained:.0%} of it by the declared noise)"
         )
 
 
