@@ -144,6 +144,12 @@ def test_null_values_are_not_drawn(tmp_path):
     assert "infinite" in page.text
 
 
+def test_tightness_as_an_earlier_version_wrote_it_is_left_out(tmp_path):
+    old = {"metrics": {"tightness": {"dense/kernel": {"q5": 0.1, "median": 0.2, "q95": 0.9, "max": 1.0}}}}
+    page = page_of(run_folder(tmp_path / "run", **old), output=tmp_path / "page.html")
+    assert len(drawings(page)) == 3 and "tightness" not in page.text
+
+
 def test_nothing_in_a_run_is_taken_for_markup(tmp_path):
     name = "_<b>&$x^$"  # Matplotlib has marks of its own
     attack = {"privacy": {"warning": "<script>1</script>"}, "metrics": {"command": "<img src=x>"}}

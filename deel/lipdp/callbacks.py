@@ -34,7 +34,7 @@ class DP_Accountant(keras.callbacks.Callback):
 
     Raises:
         TypeError, ValueError: for arguments out of range.
-        TypeError: in `fit`, for a model that is not private.
+        TypeError: where it is handed to a model that is not private.
         ImportError: for `log_fn="wandb"` without wandb installed.
     """
 

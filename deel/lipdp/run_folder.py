@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deel.lipdp import _checks
-from deel.lipdp._charts import new_axes, save_png
+from deel.lipdp._charts import add_legend, new_axes, save_png
 from deel.lipdp._types import PathLike
 
 __all__ = ["FILES", "check_output", "new_run_folder", "write_certified", "write_curve", "write_json"]
@@ -136,8 +136,8 @@ def write_curve(path: PathLike, history: dict[str, list[Any]]) -> None:
     axes.set_xlabel(f"epsilon, at delta = {history['delta'][-1]:g}" if private else "epoch (seeded: no epsilon holds)")
     if not private:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right")
     axes.set_ylabel("accuracy")
+    add_legend(axes)
     save_png(axes, path)
 
 

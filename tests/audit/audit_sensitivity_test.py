@@ -3,6 +3,7 @@
 import logging
 import re
 
+import doubles
 import keras
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from faulty import FAULTS, LABELS, SOUND, build, build_whole_image
 from deel.lipdp.audit import AuditError, SensitivityAudit, audit_sensitivity, hard_examples
 from deel.lipdp.audit import sensitivity as module
 from deel.lipdp.audit._recording import Declared
-from deel.lipdp.layers import DP_ClipGradient, DP_Dropout
+from deel.lipdp.layers import DP_ClipGradient, DP_Dropout, DP_Lambda
 from deel.lipdp.model import DP_Model
 from deel.lipdp.sampling import shuffled_batches
 
@@ -204,6 +205,25 @@ def test_callback_stops_a_broken_training(cls, examples):
     with pytest.raises(AuditError, match=r"one example's gradient of conv/kernel is 2\.6\d+ times its bound"):
         fit(built, SensitivityAudit(tuple(z[:2] for z in examples)), examples)
     assert built.ledger.steps == 0  # before the first step
+
+
+class GrowingLambda(keras.callbacks.Callback):
+    """Changes a layer in the middle of an eager training, after its bounds were computed."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.get_layer("scale").function = lambda t: 10.0 * t
+
+
+def test_callback_sees_a_layer_that_is_changed_while_training_runs():
+    lambda_layer = DP_Lambda(lambda t: t, lipschitz_constant=1.0, name="scale")
+    guard, *_, flatten, dense = doubles.layer_list()
+    built = doubles.model([guard, flatten, lambda_layer, dense], n=32)
+    built.compile(keras.optimizers.SGD(0.1), built.loss_function, run_eagerly=True)
+    callback = SensitivityAudit(data(4), every=1)
+    with pytest.raises(AuditError, match="dense/kernel is .* times its bound"):
+        built.fit(*data(32), epochs=2, verbose=0, callbacks=[GrowingLambda(), callback])
+    assert built.ledger.steps == 4  # of the first epoch
 
 
 def test_callback_logs_on_request(examples, caplog):
